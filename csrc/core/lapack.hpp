@@ -1,0 +1,101 @@
+// BLAS and LAPACK as a table of function pointers, filled by bind/lapack.cpp from SciPy's capsules. Nothing is linked.
+//
+// Every INTEGER scalar is passed as a 64-bit variable: on little-endian machines a routine built with 32-bit integers reads the low
+// half and one with 64-bit integers all of it, so one declaration serves both. Outputs start at 0 and are read as their low 32 bits.
+// This is the only header that knows Fortran's column order: the helpers below are row-major.
+#pragma once
+
+#include <complex>
+#include <cstdint>
+#include <limits>
+
+#include "view.hpp"
+
+namespace tensorfact::lapack {
+
+using integer = std::int64_t;
+
+template <class T>
+struct Routines {
+    using R = real_t<T>;
+    void (*gemm)(char*, char*, integer*, integer*, integer*, T*, T*, integer*, T*, integer*, T*, T*, integer*) = nullptr;
+    void (*herk)(char*, char*, integer*, integer*, R*, T*, integer*, R*, T*, integer*) = nullptr;  // syrk for real T
+    void (*trsm)(char*, char*, char*, char*, integer*, integer*, T*, T*, integer*, T*, integer*) = nullptr;
+    void (*potrf)(char*, integer*, T*, integer*, integer*) = nullptr;
+};
+
+struct Table {
+    Routines<float> s;
+    Routines<double> d;
+    Routines<std::complex<float>> c;
+    Routines<std::complex<double>> z;
+    int int_bits = 0;  // 0: not loaded
+};
+
+inline Table& table() {
+    static Table instance;
+    return instance;
+}
+
+template <class T>
+const Routines<T>& routines() {
+    Table& t = table();
+    require(t.int_bits != 0, "BLAS is not loaded: call load_blas() first");
+    if constexpr (std::is_same_v<T, float>) return t.s;
+    else if constexpr (std::is_same_v<T, double>) return t.d;
+    else if constexpr (std::is_same_v<T, std::complex<float>>) return t.c;
+    else return t.z;
+}
+
+inline integer checked(index value) {
+    require(table().int_bits == 64 || value <= std::numeric_limits<std::int32_t>::max(),
+            "dimension must fit the 32-bit integers of this BLAS, got ", value);
+    return value;
+}
+
+template <class T>
+T* fortran(const T* p) {
+    return const_cast<T*>(p);  // Fortran prototypes know no const; these arguments are read only
+}
+
+// C = alpha op(A) op(B) + beta C, row-major; op is 'N' (as is), 'T' (transpose) or 'C' (conjugate transpose); C is m x n.
+template <class T>
+void gemm(char op_a, char op_b, index m, index n, index k, T alpha, const T* a, index lda, const T* b, index ldb, T beta, T* c,
+          index ldc) {
+    if (m == 0 || n == 0) return;
+    integer m_ = checked(m), n_ = checked(n), k_ = checked(k), lda_ = checked(lda), ldb_ = checked(ldb), ldc_ = checked(ldc);
+    routines<T>().gemm(&op_b, &op_a, &n_, &m_, &k_, &alpha, fortran(b), &ldb_, fortran(a), &lda_, &beta, c, &ldc_);
+}
+
+// Row-major upper triangle of C (n x n) = A^H A + beta C. `a` is row-major k x n when `rows`, giving exactly that. Otherwise it
+// holds A^T, row-major n x k, and C receives the complex conjugate: BLAS can conjugate only where it transposes.
+template <class T>
+void herk(bool rows, index n, index k, const T* a, index lda, real_t<T> beta, T* c, index ldc) {
+    if (n == 0) return;
+    char lower = 'L', op = rows ? 'N' : is_complex<T> ? 'C' : 'T';
+    real_t<T> alpha = 1;
+    integer n_ = checked(n), k_ = checked(k), lda_ = checked(lda), ldc_ = checked(ldc);
+    routines<T>().herk(&lower, &op, &n_, &k_, &alpha, fortran(a), &lda_, &beta, c, &ldc_);
+}
+
+// Row-major G = R^H R with R upper triangular, in place in the upper triangle. Returns LAPACK's info: 0 means success.
+template <class T>
+int potrf(index n, T* g, index ldg) {
+    if (n == 0) return 0;
+    char lower = 'L';
+    integer n_ = checked(n), ldg_ = checked(ldg), info = 0;
+    routines<T>().potrf(&lower, &n_, g, &ldg_, &info);
+    return static_cast<std::int32_t>(info);
+}
+
+// Row-major Y (m x n) := Y R^-1 with R upper triangular n x n.
+template <class T>
+void trsm_right_upper(index m, index n, const T* r, index ldr, T* y, index ldy) {
+    if (m == 0 || n == 0) return;
+    char left = 'L', lower = 'L', no = 'N';
+    T one = 1;
+    integer m_ = checked(m), n_ = checked(n), ldr_ = checked(ldr), ldy_ = checked(ldy);
+    routines<T>().trsm(&left, &lower, &no, &no, &n_, &m_, &one, fortran(r), &ldr_, y, &ldy_);
+}
+
+}  // namespace tensorfact::lapack

@@ -1,0 +1,28 @@
+"""Structured compression of transformers, and fast low-rank factorisation of arrays.
+
+Examples
+--------
+>>> import numpy as np, tensorfact
+>>> a = np.random.default_rng(0).standard_normal((200, 30)) @ np.random.default_rng(1).standard_normal((30, 100))
+>>> tensorfact.randomized_svd(a, tol=1e-6, rng=0).rank
+30
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from tensorfact.factor import LowRank, LowRankInfo, randomized_svd, singular_values, softmax_bound
+from tensorfact.kernels import get_num_threads, set_num_threads
+
+__all__ = [
+    "LowRank",
+    "LowRankInfo",
+    "get_num_threads",
+    "randomized_svd",
+    "set_num_threads",
+    "singular_values",
+    "softmax_bound",
+]
+
+__version__ = version("tensorfact")

@@ -1,0 +1,36 @@
+"""Compress pretrained transformers: one checkpoint directory in, a smaller one out, with a report of what it cost.
+
+Importing this package lets ``transformers.AutoModel.from_pretrained`` read the checkpoints that it writes; neither torch nor
+transformers is imported for that.
+"""
+
+from __future__ import annotations
+
+from tensorfact.compress._method import Method, methods, register
+from tensorfact.compress.checkpoint import CheckpointError
+from tensorfact.compress.dense import to_dense
+from tensorfact.compress.huggingface import register as _register_with_transformers
+from tensorfact.compress.lowrank import LowRankMethod
+from tensorfact.compress.records import DenseRecord, Fidelity, Latency, LayerRecord, Report
+from tensorfact.compress.run import compress, estimate, load
+from tensorfact.compress.verify import verify
+
+__all__ = [
+    "CheckpointError",
+    "DenseRecord",
+    "Fidelity",
+    "Latency",
+    "LayerRecord",
+    "LowRankMethod",
+    "Method",
+    "Report",
+    "compress",
+    "estimate",
+    "load",
+    "methods",
+    "register",
+    "to_dense",
+    "verify",
+]
+
+_register_with_transformers()

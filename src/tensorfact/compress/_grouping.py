@@ -1,0 +1,132 @@
+"""Names, kinds and units that the terminal table and the HTML page share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from .records import DenseRecord, LayerRecord, Report
+
+__all__ = ["Kind", "common_prefix", "format_bytes", "format_rank", "group_dense", "group_layers", "title", "true_width"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Layers that play the same part in every block: their names differ in numbers only."""
+
+    name: str
+    layers: tuple[LayerRecord, ...]
+
+    @property
+    def shapes(self) -> str:
+        """Distinct shapes, ``out x in``."""
+        seen = list(dict.fromkeys(f"{m} x {n}" for m, n in (layer.shape for layer in self.layers)))
+        return seen[0] if len(seen) == 1 else f"{seen[0]}, +{len(seen) - 1} more"
+
+    @property
+    def ranks(self) -> str:
+        """Smallest to largest rank."""
+        ranks = [largest_rank(layer) for layer in self.layers]
+        return str(ranks[0]) if min(ranks) == max(ranks) else f"{min(ranks)}-{max(ranks)}"
+
+
+def largest_rank(layer: LayerRecord) -> int:
+    """The rank, or the largest one of a method with several bonds."""
+    return layer.rank if isinstance(layer.rank, int) else max(layer.rank, default=0)
+
+
+def format_rank(layer: LayerRecord) -> str:
+    """Rank as text: one number, or the bonds joined by commas."""
+    return str(layer.rank) if isinstance(layer.rank, int) else ",".join(map(str, layer.rank))
+
+
+def group_layers(layers: Iterable[LayerRecord]) -> tuple[Kind, ...]:
+    """Group layers by name with every number as ``*``, in the order of first appearance, without the shared prefix."""
+    groups: dict[str, list[LayerRecord]] = {}
+    for layer in layers:
+        groups.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name), []).append(layer)
+    prefix = len(common_prefix(groups))
+    return tuple(Kind(name[prefix:], tuple(members)) for name, members in groups.items())
+
+
+def group_dense(dense: Iterable[DenseRecord]) -> dict[str, list[DenseRecord]]:
+    """Dense tensors by reason, most bytes first."""
+    groups: dict[str, list[DenseRecord]] = {}
+    for record in dense:
+        groups.setdefault(record.reason, []).append(record)
+    return dict(sorted(groups.items(), key=lambda item: -sum(record.bytes for record in item[1])))
+
+
+def common_prefix(names: Iterable[str]) -> str:
+    """Longest shared run of leading dotted parts, with its final dot; the last part of a name is never in it."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return ".".join(shared) + "." if shared else ""
+
+
+def title(report: Report) -> str:
+    """Short name of the source model, never its whole path."""
+    parts = PurePath(report.source).parts
+    # A Hugging Face cache path ends in .../models--owner--name/snapshots/<hash>.
+    for part in reversed(parts):
+        if part.startswith("models--"):
+            return part.split("--")[-1]
+    return parts[-1] if parts else report.architecture or report.model_type or "model"
+
+
+def format_bytes(count: float) -> str:
+    """Three significant digits and a binary unit."""
+    value, units = float(count), ("B", "KiB", "MiB", "GiB", "TiB")
+    unit = 0
+    while value >= 999.5 and unit < len(units) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{_three_digits(value)} {units[unit]}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
+
+
+def true_width(rows: Sequence[Sequence[str]], column: int) -> int:
+    """Width that a column of text needs."""
+    return max((len(row[column]) for row in rows), default=0)
+
+
+METRICS: dict[str, tuple[str, str]] = {
+    "cosine_mean": ("cosine of outputs", ".4f"),
+    "sentence_cosine_mean": ("cosine of sentence means", ".4f"),
+    "relative_error": ("relative error", ".4f"),
+    "top1_agreement": ("same first choice", ".1%"),
+    "kl_mean": ("KL divergence, nats", ".4f"),
+    "perplexity_before": ("perplexity before", ".2f"),
+    "perplexity_after": ("perplexity after", ".2f"),
+}
+"""Words and format of the measures that `fidelity.py` takes; others are shown under their own name."""
+
+
+def format_metric(name: str, value: float) -> tuple[str, str]:
+    """Label and value of one measure of fidelity as text."""
+    label, spec = METRICS.get(name, (name.replace("_", " "), ".4g"))
+    return label, format(value, spec if abs(value) < 1e4 else ".3g")
+
+
+def mean_error(layers: Iterable[LayerRecord]) -> float | None:
+    """Mean of the known errors, None where none is known."""
+    known = [layer.error for layer in layers if layer.error is not None]
+    return sum(known) / len(known) if known else None
+
+
+def format_speed(before_ms: float, after_ms: float) -> str:
+    """Quotient of two times in words that cannot be read the wrong way round."""
+    if not (before_ms > 0 and after_ms > 0):
+        return "not measured"
+    quotient = before_ms / after_ms
+    if 0.97 < quotient < 1.03:
+        return "no change"
+    return f"{quotient:.2f}x faster" if quotient > 1 else f"{1 / quotient:.2f}x slower"

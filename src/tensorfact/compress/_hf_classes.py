@@ -1,0 +1,242 @@
+"""The on-disk recipe of a compressed checkpoint, and the transformers classes that it turns into."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+MODEL_TYPE = "tensorfact"
+FORMAT_VERSION = 1
+SHIM_NAME = "modeling_tensorfact.py"
+_INSTALL = 'pip install "tensorfact[hf]"'
+# A family's own class (LlamaForCausalLM.from_pretrained) ignores `model_type` and would fill every compressed layer
+# with random numbers. It obeys this entry, the name of the weights file, and its error shows the text; the family
+# configurations below drop it. The configuration and the tokenizer load without us.
+GUARD_KEY = "transformers_weights"
+_GUARD = f"compressed by tensorfact: {_INSTALL}, then import tensorfact.compress and load it with AutoModel"
+# Processors name their class in their own file, and the auto module for them takes seconds to import.
+_AUTO_MODULES = ("modeling_auto", "tokenization_auto")
+_SHIM = f'''"""Lets transformers load this compressed checkpoint through tensorfact, which holds the code."""
+
+try:
+    from tensorfact.compress.huggingface import config_class
+except ImportError as error:
+    raise ImportError(
+        "This checkpoint was compressed by tensorfact and needs the package `tensorfact` to load. "
+        'Run `{_INSTALL}`'
+    ) from error
+
+TensorfactConfig = config_class()
+'''
+
+
+def write_shim(directory: str | Path) -> Path:
+    """Write the module that `config.json` refers to, for ``trust_remote_code=True``; return its path."""
+    path = Path(directory) / SHIM_NAME
+    path.write_text(_SHIM, encoding="utf-8")
+    return path
+
+
+def stored(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **config,
+        "model_type": MODEL_TYPE,
+        "auto_map": {"AutoConfig": f"{Path(SHIM_NAME).stem}.TensorfactConfig"},
+        GUARD_KEY: _GUARD,
+    }
+
+
+def recipe_of(config: dict[str, Any]) -> dict[str, Any]:
+    recipe = config.get(MODEL_TYPE)
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("ranks"), dict):
+        raise ValueError(f"config.json must hold a {MODEL_TYPE!r} entry with ranks, got {recipe!r}")
+    if recipe.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"config.json has format_version {recipe.get('format_version')!r}, "
+            f"this tensorfact reads {FORMAT_VERSION}; install the version that wrote the checkpoint"
+        )
+    return recipe
+
+
+@functools.cache
+def family_config(base_model_type: str) -> type[Any]:
+    """Return the configuration class of one family, registered with every auto class that knows the family."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if base_model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"base_model_type must be a model type that transformers knows, got {base_model_type!r}: "
+            "update transformers; a family that lives in remote code loads only after `tensorfact to-dense`"
+        )
+    base: Any = CONFIG_MAPPING[base_model_type]
+
+    class FamilyConfig(base):  # type: ignore[misc]
+        def __post_init__(self, **kwargs: Any) -> None:
+            for key in ("model_type", GUARD_KEY):
+                kwargs.pop(key, None)
+            super().__post_init__(**kwargs)
+
+        @classmethod
+        def get_config_dict(cls, *args: Any, **kwargs: Any) -> Any:
+            config, rest = super().get_config_dict(*args, **kwargs)
+            return {**config, "model_type": cls.model_type}, rest  # else transformers warns that they differ
+
+        def to_dict(self) -> dict[str, Any]:
+            return stored(super().to_dict())
+
+        def to_diff_dict(self) -> dict[str, Any]:
+            return stored(super().to_diff_dict())
+
+        def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            write_shim(save_directory)
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return _blank_config, (base_model_type,), self.__dict__
+
+    # Not the base's name: an auto class that we did not register must refuse it, not find the dense class by that name.
+    FamilyConfig.base_model_type = base_model_type
+    FamilyConfig.__name__ = FamilyConfig.__qualname__ = f"Tensorfact{base.__name__}"
+    _register_family(base, FamilyConfig)
+    return FamilyConfig
+
+
+def _register_family(base: Any, family: type[Any]) -> None:
+    from transformers.models.auto.auto_factory import _LazyAutoMapping
+
+    for name in _AUTO_MODULES:
+        module = importlib.import_module(f"transformers.models.auto.{name}")
+        for mapping in [m for m in vars(module).values() if isinstance(m, _LazyAutoMapping)]:
+            if base not in mapping:
+                continue
+            try:
+                found: Any = mapping[base]
+            except ImportError:  # a processor whose own packages (torchvision, ...) are missing
+                continue
+            if name == "modeling_auto":
+                many = isinstance(found, (list, tuple))
+                found = tuple(model_class(c, family) for c in found) if many else model_class(found, family)
+            mapping.register(family, found, exist_ok=True)
+
+
+@functools.cache
+def model_class(base: Any, family: type[Any]) -> type[Any]:
+    """Return the subclass of one model class that builds itself with the recipe's low-rank layers."""
+
+    class Model(base):  # type: ignore[misc]
+        config_class = family
+
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            _swap(self)
+
+        @staticmethod
+        def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+            _refuse_random_factors(
+                loading_info.missing_and_mismatched(), loading_info.unexpected_keys, set(_low_rank_layers(model))
+            )
+            return base._finalize_model_loading(model, load_config, loading_info)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            return _blank_model, (base, self.config_class.base_model_type), self.__dict__
+
+    # The name goes to `architectures`, losses and pipelines go by it; the module's source tells which attentions exist.
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(Model, attribute, getattr(base, attribute))
+    return Model
+
+
+def _blank_config(base_model_type: str) -> Any:
+    return object.__new__(family_config(base_model_type))
+
+
+def _blank_model(base: Any, base_model_type: str) -> Any:
+    return object.__new__(model_class(base, family_config(base_model_type)))
+
+
+def _low_rank_layers(model: Any) -> dict[str, Any]:
+    from tensorfact.torch import LowRankLinear
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+
+
+def _swap(model: Any) -> None:
+    """Replace the layers that the recipe in `model.config` names; device and dtype stay, the values are undefined."""
+    from tensorfact.torch import LowRankLinear
+
+    ranks: dict[str, int] = recipe_of(vars(model.config))["ranks"]
+    names = _module_names(model, ranks)
+    _check_names(model, ranks, names)
+    for name, module_name in names.items():
+        module = model.get_submodule(module_name)
+        if isinstance(module, LowRankLinear):  # an inner model of this family has done it
+            continue
+        weight = module.weight
+        out_features, in_features = weight.shape if hasattr(module, "in_features") else weight.shape[::-1]
+        layer = LowRankLinear(
+            in_features,
+            out_features,
+            rank=ranks[name],
+            bias=module.bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        model.set_submodule(module_name, layer.train(module.training))
+    # Saved again, the model holds only these: a head that this class does not have is gone.
+    model.config.tensorfact = {**model.config.tensorfact, "ranks": {name: ranks[name] for name in names}}
+
+
+def _module_names(model: Any, names: Any) -> dict[str, str]:
+    """Map checkpoint names to module names as `from_pretrained` maps keys: its renamings, the base model's prefix."""
+    from torch import nn
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+    from transformers.pytorch_utils import Conv1D
+
+    from tensorfact.torch import LowRankLinear
+
+    keys = {f"{n}.weight": True for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D, LowRankLinear))}
+    transforms = get_model_conversion_mapping(model)
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    found = {}
+    for name in names:
+        key, _ = rename_source_key(f"{name}.weight", renamings, converters, model.base_model_prefix, keys)
+        if key in keys:
+            found[name] = key.removesuffix(".weight")
+    return found
+
+
+def _check_names(model: Any, ranks: dict[str, int], names: dict[str, str]) -> None:
+    """Refuse a recipe that names what this model lacks, unless it is the head of another class of the family."""
+    own = type(model).__name__ in (model.config.architectures or [])
+    prefix = f"{model.base_model_prefix}."
+    lost = [name for name in ranks if name not in names and (own or name.startswith(prefix))]
+    if lost:
+        raise ValueError(
+            f"the recipe in config.json names layers that {type(model).__name__} lacks or holds fused: "
+            f"{', '.join(sorted(lost)[:5])}"
+        )
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    ends = {key.removesuffix(".weight") for key in (*tied, *tied.values())}
+    for name, module_name in names.items():
+        if module_name in ends:
+            raise ValueError(f"the recipe in config.json gives a rank to {name}, whose weight is tied to another")
+
+
+def _refuse_random_factors(missing: set[str], unexpected: set[str], layers: set[str]) -> None:
+    """Raise where transformers would draw random numbers for factors, or for what the checkpoint stores as factors."""
+    split = {
+        key.rpartition(".")[0].rpartition(".")[0] for key in unexpected if key.endswith((".down.weight", ".up.weight"))
+    }
+    lost = [
+        k for k in missing if k.rpartition(".")[0].rpartition(".")[0] in layers or k.removesuffix(".weight") in split
+    ]
+    if lost:
+        raise ValueError(
+            "the recipe in config.json does not fit the stored tensors, the model would get random weights for "
+            f"{len(lost)} of them: {', '.join(sorted(lost)[:5])}"
+        )

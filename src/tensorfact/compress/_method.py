@@ -1,0 +1,135 @@
+"""What a compression method must provide, and the table of those that exist.
+
+A method is a frozen dataclass whose fields are its options; it registers itself at the foot of its own file. It is sent to
+workers in other processes, so it holds options only. The core reads weights, casts and stores arrays, counts and reports; the
+method decides how a budget is shared and turns one dense weight into named arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorfact.compress.checkpoint import TensorInfo
+
+__all__ = ["Allocation", "Factored", "Layer", "Method", "Rank", "create", "methods", "register"]
+
+Rank = int | tuple[int, ...]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A linear weight of the checkpoint that a method may replace.
+
+    `shape` is ``(out_features, in_features)``; a ``"conv1d"`` weight lies transposed in the file.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    info: TensorInfo
+    bias: TensorInfo | None = None
+
+    @property
+    def size(self) -> int:
+        """Parameters of the weight."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """How a budget is shared: a rank for each layer to replace, a reason for each one left dense."""
+
+    ranks: dict[str, Rank]
+    dense: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Factored:
+    """What a method makes of one weight.
+
+    `arrays` are keyed by the suffix that follows the module name (``"down.weight"``); `error` is the achieved relative
+    Frobenius error; `spectrum` holds the leading singular values that the algorithm found, if any.
+    """
+
+    arrays: Arrays
+    error: float
+    path: str
+    spectrum: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    notes: tuple[str, ...] = ()
+
+
+class Method(Protocol):
+    """The interface of a method. Weights are float32 or float64 arrays of shape (out, in), not necessarily contiguous."""
+
+    name: ClassVar[str]
+
+    @property
+    def needs_analysis(self) -> bool:
+        """Whether `allocate` wants the result of `analyse` for every layer."""
+
+    def analyse(self, weight: npt.NDArray[Any], /) -> npt.NDArray[np.float64]:
+        """Return what the allocation needs to know of one weight, for example its singular values. Runs on a worker."""
+
+    def allocate(
+        self, layers: Sequence[Layer], param_ratio: float, analyses: Mapping[str, npt.NDArray[np.float64]], /
+    ) -> Allocation:
+        """Share `param_ratio` times the parameters of `layers`; never above."""
+
+    def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every array that `factor` will give, before it runs."""
+
+    def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
+        """Replace one weight. Runs on a worker."""
+
+    def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
+        """Return the relative Frobenius error of given arrays; used after they were rounded to a 16-bit type."""
+
+    def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
+        """Return the dense weight (out, in) that the arrays stand for."""
+
+    def predicted_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
+        """Return the smallest relative Frobenius error possible at `rank`, or None when unknown."""
+
+
+_METHODS: dict[str, type[Any]] = {}
+_M = TypeVar("_M", bound=type[Any])
+
+
+def register(method: _M) -> _M:
+    """Add a method class to the table under its `name`; usable as a decorator."""
+    _METHODS[method.name] = method
+    return method
+
+
+def methods() -> tuple[str, ...]:
+    """Return the names of the registered methods."""
+    return tuple(sorted(_METHODS))
+
+
+def create(method: str | Method, options: Mapping[str, Any] | None = None) -> Method:
+    """Return a method by name and options; an instance passes through.
+
+    Raises
+    ------
+    ValueError
+        If the name or an option is unknown.
+    """
+    if not isinstance(method, str):
+        if options:
+            raise ValueError(f"options must be empty when method is an instance, got {sorted(options)}")
+        return method
+    if method not in _METHODS:
+        raise ValueError(f"method must be one of {', '.join(methods())}, got {method!r}")
+    known = {f.name for f in dataclasses.fields(_METHODS[method])}
+    for name in options or {}:
+        if name not in known:
+            raise ValueError(f"options of {method!r} must be among {', '.join(sorted(known))}, got {name!r}")
+    made: Method = _METHODS[method](**(options or {}))
+    return made

@@ -1,0 +1,318 @@
+"""Read a Hugging Face checkpoint directory one tensor at a time, trusting nothing in it.
+
+Only safetensors files are read, and only from a local directory: nothing is unpickled and nothing is fetched. Every header is
+checked in full before the first weight is used, so a damaged file is named before any work is done.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FLOAT_TYPES", "Checkpoint", "CheckpointError", "TensorInfo", "decode", "encode", "read_raw", "read_weight"]
+
+# Bits an element, for every type name of the safetensors format (sub-byte types included).
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+}
+FLOAT_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float32, "BF16": np.float32}
+"""Types that can be factored, and the NumPy type that they are computed in."""
+
+_MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
+_FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".pkl")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or trusted; the message names the file or tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies: enough for a task in another process to read it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checked checkpoint directory: its configuration and the place of each tensor, no weights.
+
+    Parameters
+    ----------
+    directory : Path
+        Local directory.
+    config : dict
+        Content of ``config.json``.
+    tensors : dict of str to TensorInfo
+        In file order.
+    weight_files : tuple of Path
+        safetensors files that hold them.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    weight_files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Checkpoint:
+        """Check a directory and list its tensors.
+
+        Raises
+        ------
+        CheckpointError
+            If `path` is no local directory, has no ``config.json``, is not stored as safetensors, lacks a shard, or a header
+            does not describe its file exactly.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise CheckpointError(f"model must be a local checkpoint directory (nothing is downloaded), got {str(path)!r}")
+        config = _read_json(directory / "config.json", "every Hugging Face checkpoint has one")
+        files = _weight_files(directory)
+        tensors: dict[str, TensorInfo] = {}
+        for file in files:
+            for info in read_header(file):
+                if info.name in tensors:
+                    raise CheckpointError(f"tensor {info.name!r} is stored twice: in {tensors[info.name].file} and {file}")
+                tensors[info.name] = info
+        _check_index(directory, tensors)
+        if not tensors:
+            raise CheckpointError(f"{files[0]} must hold at least one tensor, got none")
+        return cls(directory, config, tensors, files)
+
+    @property
+    def size(self) -> int:
+        """Numbers stored."""
+        return sum(info.size for info in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors (headers not included)."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def other_files(self) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
+        """Return ``(copied, skipped)``: files beside the weights, relative to the directory.
+
+        Skipped are copies of the dense weights in other formats, which would be stale and as large as the source.
+        """
+        copied: list[PurePosixPath] = []
+        skipped: list[PurePosixPath] = []
+        for root, folders, names in os.walk(self.directory, followlinks=True):
+            relative = Path(root).relative_to(self.directory)
+            top = relative == Path()
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            for name in sorted(n for n in names if not n.startswith(".")):
+                place = PurePosixPath(relative.as_posix()) / name
+                foreign = relative.parts[:1] in (("onnx",), ("openvino",), ("original",), ("coreml",))
+                if top and (name.endswith(".safetensors") or name == "model.safetensors.index.json"):
+                    if self.directory / name not in self.weight_files and name.endswith(".safetensors"):
+                        skipped.append(place)
+                elif foreign or (top and name.endswith((*_FOREIGN, ".onnx", ".onnx_data", ".index.json"))):
+                    skipped.append(place)
+                else:
+                    copied.append(place)
+        return copied, skipped
+
+
+def read_header(file: Path) -> list[TensorInfo]:
+    """Read and check the header of one safetensors file; tensors come in file order.
+
+    Raises
+    ------
+    CheckpointError
+        If the header is damaged, names an unknown type, or its offsets do not tile the file exactly.
+    """
+    try:
+        total = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if total < 8 or length > min(_MAX_HEADER, total - 8):
+                raise CheckpointError(f"{file} is truncated or not safetensors: header of {length} bytes in {total}")
+            raw = stream.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    try:
+        content = json.loads(raw, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} has a damaged safetensors header: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} has a damaged safetensors header: not a JSON object")
+    content.pop("__metadata__", None)
+    start = 8 + length
+    infos = sorted((_tensor(file, start, name, entry) for name, entry in content.items()), key=lambda i: (i.offset, i.nbytes))
+    end = start
+    for info in infos:
+        if info.offset != end:
+            raise CheckpointError(f"{file} has a tampered header: tensor {info.name!r} begins at {info.offset}, not {end}")
+        end += info.nbytes
+    if end != total:
+        kind = "truncated" if end > total else "longer than its header says"
+        raise CheckpointError(f"{file} is {kind}: it must have {end} bytes, got {total}")
+    return infos
+
+
+def read_raw(info: TensorInfo) -> npt.NDArray[np.uint8]:
+    """Read the bytes of one tensor, shape (nbytes,)."""
+    out = np.empty(info.nbytes, dtype=np.uint8)
+    for start, block in iter_raw(info, chunk=info.nbytes or 1):
+        out[start : start + block.size] = block
+    return out
+
+
+def iter_raw(info: TensorInfo, chunk: int = 1 << 24) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Yield ``(start, bytes)`` of one tensor in blocks of at most `chunk` bytes."""
+    with open(info.file, "rb") as stream:
+        stream.seek(info.offset)
+        for start in range(0, info.nbytes, chunk):
+            count = min(chunk, info.nbytes - start)
+            block = np.fromfile(stream, dtype=np.uint8, count=count)
+            if block.size != count:
+                raise CheckpointError(f"{info.file} is truncated: tensor {info.name!r} ends after {start + block.size} bytes")
+            yield start, block
+
+
+def read_weight(info: TensorInfo) -> npt.NDArray[Any]:
+    """Read one floating tensor as float32 (float64 stays), in its stored shape, and refuse NaN and infinity.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is not finite; the message names tensor and file.
+    """
+    # np.fromfile goes straight into the result: one copy of the tensor, plus the half-width bytes for 16-bit types.
+    with open(info.file, "rb") as stream:
+        stream.seek(info.offset)
+        stored = np.fromfile(stream, dtype=_storage(info.dtype), count=info.size)
+    if stored.size != info.size:
+        raise CheckpointError(f"{info.file} is truncated: tensor {info.name!r} has {stored.size} of {info.size} numbers")
+    values = decode(stored, info.dtype).reshape(info.shape)
+    # min and max carry NaN and infinity without a temporary of the size of the tensor
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        raise CheckpointError(f"tensor {info.name!r} in {info.file} must be finite, got NaN or infinity")
+    return values
+
+
+def decode(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Turn stored values of a safetensors type into float32 or float64. bfloat16 is stored as uint16."""
+    if dtype == "BF16":
+        wide = stored.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+    return stored.astype(FLOAT_TYPES[dtype], copy=False)
+
+
+def encode(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Cast to a safetensors type, round to nearest even; the result is C-contiguous (uint16 for bfloat16)."""
+    if dtype != "BF16":
+        return np.ascontiguousarray(values, dtype=_storage(dtype))
+    bits = np.array(values, dtype=np.float32, order="C").view(np.uint32)
+    quiet = np.isnan(values)
+    bits += ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
+    rounded = (bits >> np.uint32(16)).astype(np.uint16)
+    rounded[quiet] = 0x7FC0  # the carry would turn some NaN patterns into infinity
+    return rounded
+
+
+def nbytes(dtype: str, size: int) -> int:
+    """Bytes that `size` numbers of a safetensors type take."""
+    return size * _BITS[dtype] // 8
+
+
+def _storage(dtype: str) -> type[np.generic]:
+    return {"BF16": np.uint16, "F16": np.float16}.get(dtype) or FLOAT_TYPES[dtype]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return content
+
+
+def _tensor(file: Path, start: int, name: str, entry: Any) -> TensorInfo:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} has a tampered header: entry {name!r} is incomplete") from error
+    if dtype not in _BITS:
+        raise CheckpointError(f"{file} has a tampered header: tensor {name!r} has unknown type {dtype!r}")
+    if not whole or end - begin != nbytes(dtype, math.prod(shape)):
+        raise CheckpointError(
+            f"{file} has a tampered header: tensor {name!r} of type {dtype} and shape {shape} cannot take bytes {begin} to {end}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), str(file), start + begin, end - begin)
+
+
+def _read_json(file: Path, hint: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} is missing: {hint}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} must be readable JSON, got {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must be a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _shards(directory: Path) -> dict[str, str] | None:
+    file = directory / "model.safetensors.index.json"
+    if not file.exists():
+        return None
+    shards = _read_json(file, "").get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise CheckpointError(f"{file} must map tensor names to files under 'weight_map'")
+    for name in shards.values():
+        if PurePosixPath(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise CheckpointError(f"{file} must name files of its own directory, got {name!r}")
+    return shards
+
+
+def _weight_files(directory: Path) -> tuple[Path, ...]:
+    single = directory / "model.safetensors"
+    shards = _shards(directory)
+    if shards is not None and not (single.exists() and not shards):
+        files = tuple(directory / name for name in sorted(set(shards.values())))
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CheckpointError(f"{directory} lacks {len(missing)} of {len(files)} shards: {', '.join(missing[:5])}")
+        if files:
+            return files
+    if single.is_file():
+        return (single,)
+    found = sorted(f.name for f in directory.iterdir() if f.name.endswith((*_FOREIGN, ".safetensors")))
+    stored = f"only {', '.join(found[:5])}" if found else "no weights at all"
+    raise CheckpointError(
+        f"{directory} must hold model.safetensors or model.safetensors.index.json, got {stored}; "
+        "other formats are not read because loading them can run code: convert with save_pretrained first"
+    )
+
+
+def _check_index(directory: Path, tensors: dict[str, TensorInfo]) -> None:
+    for name, file in (_shards(directory) or {}).items():
+        if name not in tensors or Path(tensors[name].file).name != file:
+            raise CheckpointError(f"{directory / file} must hold tensor {name!r} as the index says, but does not")

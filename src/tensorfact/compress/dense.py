@@ -1,0 +1,113 @@
+"""Back to a plain checkpoint: every pair of factors multiplied out, the original names, nothing of ours left."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy.typing as npt
+
+from tensorfact.compress import _store
+from tensorfact.compress._method import create
+from tensorfact.compress._progress import ProgressCallback, progress_of, steps
+from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, encode, read_weight
+from tensorfact.compress.writer import CheckpointWriter, Entry, parse_size
+
+__all__ = ["to_dense"]
+
+
+def to_dense(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    max_shard_size: int | str = "5GB",
+    progress: bool | ProgressCallback | None = None,
+) -> None:
+    """Write a compressed checkpoint as a plain one, which any tool reads.
+
+    The weights are those of the compressed model, of the original size and under the original names; ``config.json`` is that of
+    the source. One weight is in memory at a time.
+
+    Parameters
+    ----------
+    path : path
+        Directory written by `compress`, or by ``save_pretrained`` of a loaded model.
+    out : path
+        Target directory; it appears when it is complete.
+    overwrite, max_shard_size, progress
+        As in `compress`.
+
+    Raises
+    ------
+    ValueError
+        If `path` is no compressed checkpoint or is damaged.
+    FileExistsError
+        If `out` exists and `overwrite` is false.
+    """
+    shard_size = parse_size(max_shard_size)
+    checkpoint = Checkpoint.open(path)
+    if checkpoint.config.get("model_type") != "tensorfact":
+        raise CheckpointError(f"{checkpoint.directory} must be a checkpoint written by tensorfact, got a plain one")
+    recipe = checkpoint.config.get("tensorfact") or {}
+    names: dict[str, Any] = dict(recipe.get("ranks") or {})
+    transposed = set(recipe.get("transposed", ()))
+    method = create(recipe.get("method", "lowrank"))
+    entries, sources = [], {}
+    factors: dict[str, list[str]] = {name: [] for name in names}
+    for key, info in checkpoint.tensors.items():
+        name, suffix = _owner(key, names)
+        if name is None:
+            entries.append(Entry(key, info.dtype, info.shape))
+            sources[key] = key
+        elif suffix == "up.bias":
+            entries.append(Entry(f"{name}.bias", info.dtype, info.shape))
+            sources[f"{name}.bias"] = key
+        else:
+            factors[name].append(suffix)
+    for name, suffixes in factors.items():
+        entries.append(_dense_entry(checkpoint, name, suffixes, name in transposed))
+    with (
+        CheckpointWriter(out, overwrite=overwrite, source=checkpoint.directory) as writer,
+        steps(progress_of(progress), "dense", len(factors)) as step,
+    ):
+        writer.layout(sorted(entries, key=lambda entry: entry.name), max_shard_size=shard_size)
+        for key, source in sources.items():
+            writer.copy(key, checkpoint.tensors[source])
+        for name, suffixes in factors.items():
+            arrays = {suffix: read_weight(checkpoint.tensors[f"{name}.{suffix}"]) for suffix in suffixes}
+            weight: npt.NDArray[Any] = method.expand(arrays)
+            dtype = checkpoint.tensors[f"{name}.{suffixes[0]}"].dtype
+            writer.write(f"{name}.weight", encode(weight.T if name in transposed else weight, dtype))
+            step(name)
+        writer.finish_tensors()
+        _store.copy_files(writer, checkpoint, skip=("config.json", *_store.OWN_FILES))
+        writer.write_file("config.json", json.dumps(_config(checkpoint), indent=2) + "\n")
+        writer.commit()
+
+
+def _owner(key: str, names: dict[str, Any]) -> tuple[str | None, str]:
+    """Split ``NAME.up.weight`` into a replaced module and the suffix of its array."""
+    parts = key.split(".")
+    for count in (2, 3):
+        name, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])
+        if name in names:
+            return name, suffix
+    return None, key
+
+
+def _dense_entry(checkpoint: Checkpoint, name: str, suffixes: list[str], transposed: bool) -> Entry:
+    if not {"up.weight", "down.weight"} <= set(suffixes):
+        raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}, got {suffixes or 'none'}")
+    up, down = checkpoint.tensors[f"{name}.up.weight"], checkpoint.tensors[f"{name}.down.weight"]
+    if len(up.shape) != 2 or len(down.shape) != 2 or up.shape[1] != down.shape[0]:
+        raise CheckpointError(f"factors of {name!r} must fit together, got {up.shape} and {down.shape}")
+    shape = (up.shape[0], down.shape[1])
+    return Entry(f"{name}.weight", up.dtype, shape[::-1] if transposed else shape)
+
+
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    from tensorfact.compress.huggingface import dense_config
+
+    return dense_config(checkpoint.config)

@@ -1,0 +1,254 @@
+"""Where tasks run, and what a task is.
+
+A task is a top-level function with picklable arguments that reads its own tensor from disk, draws its random numbers from a seed
+of its own, and computes with BLAS on one thread: its result has the same bits on every executor and in every order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorfact.compress._method import Factored, Layer, Method, Rank
+from tensorfact.compress.checkpoint import FLOAT_TYPES, decode, encode, read_weight
+
+__all__ = ["Pool", "open_pool", "run_analysis", "run_factor", "run_tasks", "single_threaded"]
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """An executor, how many tasks it runs at once, and its name for the report."""
+
+    executor: Executor
+    workers: int
+    label: str
+
+
+class _Serial(Executor):
+    """Runs each task where it is submitted."""
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        future: Future[_T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # as executors do; KeyboardInterrupt goes through
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
+    """Yield a pool for ``"serial"``, ``"threads:N"``, ``"processes:N"``, ``"dask:ADDRESS"`` or an Executor.
+
+    None means as many threads as this process may use cores. Executors that were opened here are closed here, at once when an
+    error or Ctrl-C leaves the block; an Executor of the caller stays open.
+
+    Raises
+    ------
+    ValueError
+        If the text is not understood.
+    """
+    if isinstance(executor, Executor):
+        workers = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
+        yield Pool(executor, int(workers), type(executor).__name__)
+        return
+    kind, _, rest = (executor if executor is not None else f"threads:{_cores()}").partition(":")
+    if kind == "dask" and rest:
+        with _dask(rest) as pool:
+            yield pool
+        return
+    if kind not in ("serial", "threads", "processes") or (rest and not re.fullmatch("[1-9][0-9]*", rest)):
+        raise ValueError(f"executor must be serial, threads:N, processes:N, dask:ADDRESS or an Executor, got {executor!r}")
+    workers = 1 if kind == "serial" else int(rest or _cores())
+    made: Executor
+    if kind == "serial":
+        made = _Serial()
+    elif kind == "threads":
+        made = ThreadPoolExecutor(workers, thread_name_prefix="tensorfact")
+    else:
+        import multiprocessing
+
+        # spawn: forking a process that has started BLAS or torch threads can hang
+        made = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
+    try:
+        yield Pool(made, workers, kind if kind == "serial" else f"{kind}:{workers}")
+    except BaseException:
+        children = list((getattr(made, "_processes", None) or {}).values())
+        made.shutdown(wait=False, cancel_futures=True)
+        for child in children:
+            child.terminate()
+        raise
+    made.shutdown()
+
+
+@contextmanager
+def _dask(address: str) -> Iterator[Pool]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError(f"executor 'dask:{address}' needs the package dask[distributed], which is not installed") from error
+    try:
+        client = Client(address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ValueError(f"executor must name a running Dask scheduler, got {address!r}: {error}") from error
+    with client:
+        workers = sum(client.nthreads().values())
+        if not workers:
+            raise ValueError(f"executor must name a Dask cluster with workers, got {address!r}, which has none")
+        yield Pool(client.get_executor(pure=False), workers, f"dask:{workers}")
+
+
+def run_tasks(
+    pool: Pool, function: Callable[..., _T], tasks: Iterable[Sequence[Any]], *, meanwhile: Callable[[], None] | None = None
+) -> Iterator[tuple[int, _T]]:
+    """Yield ``(index, result)`` as tasks end, at most one more in flight than there are workers.
+
+    That bounds memory: a task that has not started holds nothing, and a result is consumed before the next one is asked for.
+    `meanwhile` runs once in this thread after the first tasks have been handed out. The first error cancels what has not started.
+    """
+    queue = iter(enumerate(tasks))
+    flight: dict[Future[_T], int] = {}
+
+    def fill() -> None:
+        while len(flight) <= pool.workers and (item := next(queue, None)) is not None:
+            flight[pool.executor.submit(function, *item[1])] = item[0]
+            if isinstance(pool.executor, _Serial):
+                break
+
+    try:
+        fill()
+        if meanwhile is not None:
+            meanwhile()
+        while flight:
+            done, _ = wait(flight, return_when=FIRST_COMPLETED)
+            for future in done:
+                index = flight.pop(future)
+                result = future.result()
+                del future
+                yield index, result
+                del result
+            done.clear()
+            fill()
+    finally:
+        for future in flight:
+            future.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """Result of `run_analysis`."""
+
+    values: npt.NDArray[np.float64]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Result of `run_factor`: arrays in their stored type, and what is known of them."""
+
+    factored: Factored
+    seconds: float
+
+
+def run_analysis(method: Method, layer: Layer) -> Analysed:
+    """Task of the first phase: read a weight and analyse it."""
+    start = time.perf_counter()
+    with single_threaded():
+        values = method.analyse(_read(layer))
+    return Analysed(values, time.perf_counter() - start)
+
+
+def run_factor(method: Method, layer: Layer, rank: Rank, seed: int) -> Stored:
+    """Task of the second phase: read a weight, replace it, cast the arrays to the type of the source.
+
+    For 16-bit sources the error is measured again on what is stored.
+    """
+    start = time.perf_counter()
+    with single_threaded():
+        weight = _read(layer)
+        made = method.factor(weight, rank, rng=task_rng(seed, layer.name))
+        dtype = layer.info.dtype
+        arrays = {name: encode(values, dtype) for name, values in made.arrays.items()}
+        error = made.error
+        if np.dtype(FLOAT_TYPES[dtype]) != arrays[next(iter(arrays))].dtype:
+            error = method.residual(weight, {name: decode(values, dtype) for name, values in arrays.items()})
+    for name, values in arrays.items():
+        if not np.isfinite(decode(values.ravel()[:: max(1, values.size // 4096)], dtype)).all():
+            raise ValueError(f"{name} of {layer.name!r} does not fit {dtype}")
+    return Stored(Factored(arrays, error, made.path, made.spectrum, made.notes), time.perf_counter() - start)
+
+
+def task_rng(seed: int, name: str) -> np.random.Generator:
+    """Return the generator of one tensor: it depends on the seed of the run and the name, not on the order of the tasks."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
+
+
+def _read(layer: Layer) -> npt.NDArray[Any]:
+    weight = read_weight(layer.info)
+    return weight if layer.kind == "linear" else weight.T
+
+
+class _Limit:
+    """BLAS at one thread while any task runs in this process.
+
+    The setting belongs to the process, so nested and concurrent tasks share it: the first one sets it, the last one restores it.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        self.controller: Any = None
+        self.limiter: Any = None
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.count == 0:
+                if self.controller is None:  # looking for the libraries takes milliseconds: once a process
+                    import scipy.linalg  # noqa: F401  (its BLAS must be loaded to be found)
+                    from threadpoolctl import ThreadpoolController
+
+                    self.controller = ThreadpoolController()
+                self.limiter = self.controller.limit(limits=1)
+            self.count += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.count -= 1
+            if self.count == 0:
+                self.limiter.restore_original_limits()
+
+
+_LIMIT = _Limit()
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Run BLAS on one thread inside the block, from any number of threads at once."""
+    _LIMIT.enter()
+    try:
+        yield
+    finally:
+        _LIMIT.leave()
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

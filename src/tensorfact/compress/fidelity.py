@@ -1,0 +1,331 @@
+"""How close a compressed model is to its source, and how fast: measured, with what was measured in words.
+
+torch and transformers are imported inside the functions; nothing here touches the network or runs remote code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._inputs import Inputs, default_inputs
+from .records import Fidelity, Latency, LayerRecord
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Evaluation", "compare_outputs", "evaluate", "measure_latency", "measure_layers"]
+
+_TOKENS = 128
+_WHOLE_MODEL_SECONDS = 20.0
+_LAYERS_SECONDS = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What `evaluate` measured; None, and a line in `notes`, where something could not be measured."""
+
+    fidelity: Fidelity | None
+    latency: Latency | None
+    layers: tuple[LayerRecord, ...]
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(
+    source: str | Path | Any, compressed: str | Path | Any, layers: Sequence[LayerRecord] = (), *, seed: int = 0
+) -> Evaluation:
+    """Compare outputs and time both models and every distinct layer, loading each model once.
+
+    Never raises for a model that cannot be loaded or run: the reason goes into `Evaluation.notes`.
+
+    Parameters
+    ----------
+    source, compressed : path or torch.nn.Module
+        The dense model and the compressed one. Paths are loaded in float32.
+    layers : sequence of LayerRecord
+        Records to complete with `latency_before_ms` and `latency_after_ms`.
+    seed : int
+        Seed of the inputs where the checkpoint has no tokenizer.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        note = "outputs and latency were not measured: torch is not installed (pip install 'tensorfact[hf]')"
+        return Evaluation(fidelity=None, latency=None, layers=tuple(layers), notes=(note,))
+    timed, layer_input = measure_layers(layers)
+    fidelity, latency, notes = None, None, ()
+    try:
+        dense, small, inputs = _prepare(source, compressed, None, seed)
+        fidelity = _compare(dense, small, inputs)
+        latency = dataclasses.replace(_time_models(dense, small, inputs, repeats=7), layer_input=layer_input)
+    except Exception as error:  # any model's own code runs here; a finished compression must not be lost to it
+        notes = (f"the two models were not compared: {type(error).__name__}: {' '.join(str(error).split())[:300]}",)
+    return Evaluation(fidelity=fidelity, latency=latency, layers=timed, notes=notes)
+
+
+def compare_outputs(
+    source: str | Path | Any,
+    compressed: str | Path | Any,
+    *,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    seed: int = 0,
+) -> Fidelity:
+    """Compare the outputs of two models on the same inputs.
+
+    Parameters
+    ----------
+    source, compressed : path or torch.nn.Module
+        The dense model and the compressed one. Paths are loaded in float32, modules are taken as they are.
+    inputs : mapping of str to tensor, optional
+        Keyword arguments of the forward pass. By default two dozen English sentences through the checkpoint's own tokenizer,
+        seeded token ids where it has none, smooth synthetic images for a vision model.
+    seed : int
+        Seed of synthetic inputs.
+
+    Returns
+    -------
+    Fidelity
+        ``relative_error`` (Frobenius, over all real positions) and ``cosine_mean`` (mean over positions). For logits also
+        ``top1_agreement`` and ``kl_mean`` (nats, source against compressed), and for causal language models on text
+        ``perplexity_before`` and ``perplexity_after``. For hidden states of text ``sentence_cosine_mean`` (mean pooling).
+
+    Raises
+    ------
+    ValueError
+        If there is no default input for the model, or its output holds neither logits nor hidden states.
+    """
+    return _compare(*_prepare(source, compressed, inputs, seed))
+
+
+def measure_latency(
+    source: str | Path | Any,
+    compressed: str | Path | Any,
+    *,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+    repeats: int = 7,
+    seed: int = 0,
+) -> Latency:
+    """Time one forward pass of both models, interleaved; medians in milliseconds. Arguments as in `compare_outputs`."""
+    return _time_models(*_prepare(source, compressed, inputs, seed), repeats=repeats)
+
+
+def measure_layers(
+    layers: Iterable[LayerRecord], *, tokens: int = _TOKENS, seconds: float = _LAYERS_SECONDS
+) -> tuple[tuple[LayerRecord, ...], str]:
+    """Time every distinct shape and rank alone: one dense product against the two thin ones.
+
+    Returns the records with `latency_before_ms` and `latency_after_ms` set, and what was measured in words. The time taken is
+    about `seconds`, but at least three runs of each. Values of the weights do not matter to the time, so no model is loaded.
+    """
+    import torch
+
+    layers = tuple(layers)
+    cases = sorted({(*layer.shape, layer.rank) for layer in layers if isinstance(layer.rank, int)})
+    if not cases:
+        return layers, ""
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(max(max(m * n, r * (m + n)) for m, n, r in cases), generator=generator)
+    x = torch.randn(tokens, max(n for _, n, _ in cases), generator=generator)
+    runs: list[Callable[[], object]] = []
+    for m, n, r in cases:
+        runs += [_dense_layer(x, pool, m, n), _factored_layer(x, pool, m, n, r)]
+    with torch.inference_mode():
+        medians, repeats = _interleaved(runs, repeats=15, seconds=seconds)
+    times = {case: (medians[2 * i], medians[2 * i + 1]) for i, case in enumerate(cases)}
+    done = []
+    for layer in layers:
+        if isinstance(layer.rank, int):
+            before, after = times[(*layer.shape, layer.rank)]
+            layer = dataclasses.replace(layer, latency_before_ms=before, latency_after_ms=after)
+        done.append(layer)
+    words = f"{tokens} tokens, float32, {torch.get_num_threads()} threads, median of {repeats} interleaved runs"
+    return tuple(done), words
+
+
+def _dense_layer(x: torch.Tensor, pool: torch.Tensor, m: int, n: int) -> Callable[[], object]:
+    from torch.nn.functional import linear
+
+    rows, weight = x[:, :n].contiguous(), pool[: m * n].view(m, n)
+    return lambda: linear(rows, weight)
+
+
+def _factored_layer(x: torch.Tensor, pool: torch.Tensor, m: int, n: int, r: int) -> Callable[[], object]:
+    from torch.nn.functional import linear
+
+    rows, down, up = x[:, :n].contiguous(), pool[: r * n].view(r, n), pool[r * n : r * (m + n)].view(m, r)
+    return lambda: linear(linear(rows, down), up)
+
+
+def _interleaved(runs: Sequence[Callable[[], object]], *, repeats: int, seconds: float) -> tuple[list[float], int]:
+    """Median milliseconds of each run: all runs in turn, again and again, so that a slow moment hits all of them."""
+    for run in runs:
+        run()
+    times: list[list[float]] = [[] for _ in runs]
+    start = time.perf_counter()
+    for _ in range(repeats):
+        for run, mine in zip(runs, times, strict=True):
+            t = time.perf_counter()
+            run()
+            mine.append(1e3 * (time.perf_counter() - t))
+        runs, times = runs[::-1], times[::-1]  # neither of two neighbours is always the one that finds a warm cache
+        if len(times[0]) >= 3 and time.perf_counter() - start > seconds:
+            break
+    done = len(times[0])
+    return [statistics.median(mine) for mine in (times if done % 2 == 0 else times[::-1])], done
+
+
+def _time_models(dense: Any, small: Any, inputs: Inputs, *, repeats: int) -> Latency:
+    import torch
+
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
+
+    def forward(model: Any) -> Callable[[], object]:
+        return lambda: [model(**batch) for batch in inputs.batches]
+
+    with torch.inference_mode():
+        (before, after), done = _interleaved(
+            [forward(dense), forward(small)], repeats=repeats, seconds=_WHOLE_MODEL_SECONDS
+        )
+    words = f"{inputs.description}, {_dtype(small)}"
+    return Latency(before_ms=before, after_ms=after, input=words, threads=torch.get_num_threads(), repeats=done)
+
+
+def _compare(dense: Any, small: Any, inputs: Inputs) -> Fidelity:
+    import torch
+
+    totals: dict[str, float] = {}
+    name = ""
+    with torch.inference_mode():
+        for batch, mask in zip(inputs.batches, inputs.masks, strict=True):
+            name, a = _output(dense(**batch))
+            _, b = _output(small(**batch))
+            for key, value in _sums(name, a.float(), b.float(), mask, batch, causal=inputs.language and _causal(dense)):
+                totals[key] = totals.get(key, 0.0) + value
+    metrics = {
+        "relative_error": (totals["difference"] / totals["norm"]) ** 0.5 if totals["norm"] else 0.0,
+        "cosine_mean": totals["cosine"] / totals["positions"],
+    }
+    if "kl" in totals:
+        metrics["top1_agreement"] = totals["top1"] / totals["positions"]
+        metrics["kl_mean"] = totals["kl"] / totals["positions"]
+    if "sentence_cosine" in totals:
+        metrics["sentence_cosine_mean"] = totals["sentence_cosine"] / totals["sentences"]
+    if "predicted" in totals:
+        metrics["perplexity_before"] = float(np.exp(totals["loss_before"] / totals["predicted"]))
+        metrics["perplexity_after"] = float(np.exp(totals["loss_after"] / totals["predicted"]))
+    if not all(np.isfinite(value) for value in metrics.values()):
+        raise ValueError(f"the outputs must be finite, got {metrics}")
+    return Fidelity(input=f"{inputs.description}, {_dtype(small)}", output=name, metrics=metrics)
+
+
+def _sums(
+    name: str,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    mask: torch.Tensor | None,
+    batch: Mapping[str, torch.Tensor],
+    *,
+    causal: bool,
+) -> Iterator[tuple[str, float]]:
+    """Sums over one batch from which the means over all batches follow. Padding is left out."""
+    import torch
+    from torch.nn.functional import cosine_similarity, log_softmax, nll_loss
+
+    positional = mask is not None and a.shape[:2] == mask.shape
+    flat_a, flat_b = (a[mask], b[mask]) if positional else (a.flatten(0, -2), b.flatten(0, -2))
+    yield "difference", float((flat_a - flat_b).double().square().sum())
+    yield "norm", float(flat_a.double().square().sum())
+    yield "cosine", float(cosine_similarity(flat_a, flat_b, dim=-1).double().sum())
+    yield "positions", float(len(flat_a))
+    if name == "last_hidden_state" and positional and mask is not None:
+        weight = (mask / mask.sum(1, keepdim=True))[..., None]
+        yield "sentence_cosine", float(cosine_similarity((a * weight).sum(1), (b * weight).sum(1), dim=-1).sum())
+        yield "sentences", float(len(mask))
+    if name == "logits" and a.shape[-1] > 1:
+        log_p, log_q = log_softmax(flat_a, -1), log_softmax(flat_b, -1)
+        yield "top1", float((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+        yield "kl", float((log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0).double().sum())
+        if causal and positional and mask is not None:
+            target = torch.where(mask, batch["input_ids"], -100)[:, 1:].flatten()  # -100: ignored by nll_loss
+            for key, logits in (("loss_before", a), ("loss_after", b)):
+                rows = log_softmax(logits[:, :-1].flatten(0, 1), -1)
+                yield key, float(nll_loss(rows, target, ignore_index=-100, reduction="sum"))
+            yield "predicted", float((target != -100).sum())
+
+
+def _output(result: Any) -> tuple[str, torch.Tensor]:
+    import torch
+
+    for name in ("logits", "last_hidden_state"):
+        value = getattr(result, name, None)
+        if isinstance(value, torch.Tensor):
+            return name, value
+    if isinstance(result, torch.Tensor) and result.ndim >= 2:
+        return "output", result
+    raise ValueError(f"the model must return logits or last_hidden_state, got {type(result).__name__}")
+
+
+def _causal(model: Any) -> bool:
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _dtype(model: Any) -> str:
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def _prepare(source: Any, compressed: Any, inputs: Mapping[str, Any] | None, seed: int) -> tuple[Any, Any, Inputs]:
+    dense = _load_dense(Path(source)) if isinstance(source, str | Path) else source.eval()
+    small = _load_compressed(Path(compressed)) if isinstance(compressed, str | Path) else compressed.eval()
+    if inputs is None:
+        directory = source if isinstance(source, str | Path) else getattr(dense.config, "_name_or_path", "")
+        found = Path(directory) if directory and Path(directory).is_dir() else None
+        return dense, small, default_inputs(dense, found, seed=seed)
+    mask = inputs.get("attention_mask")
+    shape = tuple(next(iter(inputs.values())).shape)
+    words = f"the caller's inputs, {' x '.join(map(str, shape))}"
+    return dense, small, Inputs((dict(inputs),), (None if mask is None else mask.bool(),), words, mask is not None)
+
+
+def _load_dense(path: Path) -> Any:
+    import torch
+    import transformers
+
+    with quiet_loading():
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        names = getattr(config, "architectures", None) or ["AutoModel"]
+        model_class = getattr(transformers, names[0], transformers.AutoModel)
+        return model_class.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+        ).eval()
+
+
+def _load_compressed(path: Path) -> Any:
+    from tensorfact import compress
+
+    with quiet_loading():
+        return compress.load(path).float().eval()
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Switch off the loading bars and remarks of transformers: two models load here, neither by the user's own call."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,127 @@
+"""Check a compressed checkpoint against its own record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tensorfact.compress._method import create
+from tensorfact.compress._store import FORMAT_VERSION, describe, digest_of
+from tensorfact.compress.checkpoint import Checkpoint, CheckpointError
+
+__all__ = ["verify"]
+
+
+def verify(path: str | os.PathLike[str], *, deep: bool = False) -> list[str]:
+    """Return the problems of a compressed checkpoint; an empty list means that it is as it was written.
+
+    Checked are the version and the digest of ``tensorfact.json``, size and SHA-256 of every file that it lists, files that it
+    does not list, the headers, and the shapes of the factors against the ranks of record and configuration.
+
+    Parameters
+    ----------
+    path : path
+        Directory written by `compress`.
+    deep : bool
+        Also load the model (needs torch and transformers) and report missing and unexpected tensors.
+
+    Raises
+    ------
+    ValueError
+        If `path` is no directory.
+
+    Notes
+    -----
+    The digest protects against damage, not against someone who rewrites the record as well. Reads every byte once.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise ValueError(f"path must be a directory written by tensorfact, got {str(path)!r}")
+    record, problems = _record(directory)
+    if record is None:
+        return problems
+    problems += _files(directory, record)
+    problems += _tensors(directory, record)
+    if deep and not problems:
+        problems += _model(directory)
+    return problems
+
+
+def _record(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    file = directory / "tensorfact.json"
+    try:
+        record = json.loads(file.read_bytes())
+        version, digest = record["format_version"], record["digest"]
+        lists = record["files"], record["layers"]
+    except FileNotFoundError:
+        return None, ["tensorfact.json is missing"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, [f"tensorfact.json is damaged: {error!r}"]
+    if version != FORMAT_VERSION:
+        return None, [f"tensorfact.json has format_version {version!r}, this tensorfact reads {FORMAT_VERSION}"]
+    if digest != digest_of(record):
+        return None, ["tensorfact.json was changed: its digest does not fit"]
+    if not isinstance(lists[0], dict) or not isinstance(lists[1], list):
+        return None, ["tensorfact.json is damaged: files or layers have the wrong type"]
+    return record, []
+
+
+def _files(directory: Path, record: dict[str, Any]) -> list[str]:
+    problems = []
+    for name, expected in record["files"].items():
+        place = PurePosixPath(name)
+        if place.is_absolute() or ".." in place.parts:
+            problems.append(f"{name} lies outside of the directory")
+            continue
+        file = directory / place
+        if not file.is_file():
+            problems.append(f"{name} is missing")
+            continue
+        found = describe(file)
+        if found["bytes"] != expected["bytes"]:
+            problems.append(f"{name} has {found['bytes']} bytes, {expected['bytes']} were written")
+        elif found["sha256"] != expected["sha256"]:
+            problems.append(f"{name} was changed: its SHA-256 does not fit")
+    stray = [f.name for f in directory.iterdir() if f.name.endswith(".safetensors") and f.name not in record["files"]]
+    return problems + [f"{name} was not written by tensorfact" for name in sorted(stray)]
+
+
+def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
+    try:
+        checkpoint = Checkpoint.open(directory)
+        method = create(record["method"])
+    except ValueError as error:
+        return [str(error)]
+    problems = []
+    ranks = (checkpoint.config.get("tensorfact") or {}).get("ranks")
+    if ranks != {layer["name"]: layer["rank"] for layer in record["layers"]}:
+        problems.append("config.json and tensorfact.json name different ranks")
+    for layer in record["layers"]:
+        rank = tuple(layer["rank"]) if isinstance(layer["rank"], list) else layer["rank"]
+        try:
+            shapes = method.layout(tuple(layer["shape"]), rank)
+        except ValueError as error:
+            problems.append(f"{layer['name']}: {error}")
+            continue
+        for suffix, shape in shapes.items():
+            found = checkpoint.tensors.get(f"{layer['name']}.{suffix}")
+            if found is None:
+                problems.append(f"tensor {layer['name']}.{suffix} is missing")
+            elif found.shape != shape:
+                problems.append(f"tensor {found.name} has shape {found.shape}, rank {rank} makes {shape}")
+        if f"{layer['name']}.weight" in checkpoint.tensors:
+            problems.append(f"tensor {layer['name']}.weight is stored beside its factors")
+    return problems
+
+
+def _model(directory: Path) -> list[str]:
+    from tensorfact.compress.huggingface import load_model
+
+    try:
+        model = load_model(directory)
+        _, info = type(model).from_pretrained(directory, local_files_only=True, output_loading_info=True)
+    except (ImportError, CheckpointError, ValueError, RuntimeError, OSError) as error:
+        return [f"the model does not load: {error}"]
+    return [f"{kind.replace('_', ' ')}: {key}" for kind in ("missing_keys", "unexpected_keys") for key in sorted(info[kind])]

@@ -1,0 +1,272 @@
+"""Write a checkpoint directory so that it appears complete or not at all.
+
+Everything goes into a hidden directory beside the target, which is renamed at the end. The sizes of all tensors are known
+before the first one is computed, so headers are written first, disk space is reserved, and each tensor is then written at its
+own offset, in any order, and forgotten.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorfact.compress.checkpoint import TensorInfo, iter_raw, nbytes
+
+__all__ = ["CheckpointWriter", "Entry", "parse_size"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor to be written: name, safetensors type, shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored."""
+        return nbytes(self.dtype, self.size)
+
+
+class CheckpointWriter:
+    """Context manager that owns the temporary directory beside `out`.
+
+    Leaving the block without `commit` (an error, Ctrl-C) removes what was written; the target is untouched until then.
+
+    Parameters
+    ----------
+    out : path
+        Target directory.
+    overwrite : bool
+        Replace an existing checkpoint; it stays in place until the new one is complete.
+    source : path, optional
+        Refuse a target that is, contains or lies in this directory.
+
+    Raises
+    ------
+    FileExistsError
+        If `out` exists and `overwrite` is false.
+    ValueError
+        If `out` cannot be a target.
+    OSError
+        If the parent directory is missing or cannot be written.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], *, overwrite: bool = False, source: Path | None = None) -> None:
+        self.out = Path(out).resolve()
+        self.directory = self.out.parent / f".{self.out.name}.tensorfact-{secrets.token_hex(4)}"
+        self._offsets: dict[str, tuple[str, int, int]] = {}
+        self._streams: dict[str, BinaryIO] = {}
+        self._written: set[str] = set()
+        self.overwrite = overwrite
+        check_target(self.out, overwrite=overwrite, source=source)
+
+    def __enter__(self) -> CheckpointWriter:
+        try:
+            self.directory.mkdir()
+        except OSError as error:
+            raise type(error)(error.errno, f"out cannot be created: {error.strerror}", str(self.out.parent)) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def layout(self, entries: Iterable[Entry], *, max_shard_size: int) -> None:
+        """Write the headers, the index when there are several shards, and reserve the space of every tensor.
+
+        A disk that is too small fails here, before any work.
+        """
+        shards: list[list[Entry]] = [[]]
+        filled = 0
+        for entry in entries:
+            if shards[-1] and filled + entry.nbytes > max_shard_size:
+                shards.append([])
+                filled = 0
+            shards[-1].append(entry)
+            filled += entry.nbytes
+        names = ["model.safetensors"]
+        if len(shards) > 1:
+            names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+            weight_map = {entry.name: name for name, shard in zip(names, shards, strict=True) for entry in shard}
+            total = sum(entry.nbytes for shard in shards for entry in shard)
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            self.write_file("model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
+        for name, shard in zip(names, shards, strict=True):
+            self._start_shard(name, shard)
+
+    def _start_shard(self, name: str, shard: list[Entry]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        # Wide types first, as safetensors itself does: every tensor is then aligned to its element.
+        ordered = sorted(shard, key=lambda e: -nbytes(e.dtype, 8))
+        end = 0
+        for entry in ordered:
+            header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [end, end + entry.nbytes]}
+            end += entry.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        stream = (self.directory / name).open("w+b", buffering=0)
+        self._streams[name] = stream
+        stream.write(len(text).to_bytes(8, "little") + text)
+        start = 8 + len(text)
+        if end:
+            _reserve(stream.fileno(), start + end)
+        for entry in ordered:
+            self._offsets[entry.name] = (name, start + header[entry.name]["data_offsets"][0], entry.nbytes)
+
+    def write(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Write one whole tensor, given in its stored type."""
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        self._put(name, 0, raw)
+        self._finish(name, raw.size)
+
+    def copy(self, name: str, info: TensorInfo) -> None:
+        """Copy one tensor of the source unchanged, in blocks."""
+        for start, block in iter_raw(info):
+            self._put(name, start, block)
+        self._finish(name, info.nbytes)
+
+    def _put(self, name: str, start: int, block: npt.NDArray[np.uint8]) -> None:
+        file, offset, size = self._offsets[name]
+        if start + block.size > size:
+            raise ValueError(f"tensor {name!r} must take {size} bytes, got {start + block.size}")
+        view = memoryview(block)
+        stream = self._streams[file]
+        stream.seek(offset + start)
+        while view:
+            count = stream.write(view)
+            view = view[count:]
+
+    def _finish(self, name: str, size: int) -> None:
+        if size != self._offsets[name][2]:
+            raise ValueError(f"tensor {name!r} must take {self._offsets[name][2]} bytes, got {size}")
+        self._written.add(name)
+
+    def finish_tensors(self) -> None:
+        """Close the weight files.
+
+        Raises
+        ------
+        RuntimeError
+            If a tensor of the layout was not written.
+        """
+        missing = sorted(self._offsets.keys() - self._written)
+        if missing:
+            raise RuntimeError(f"tensors were laid out but not written: {', '.join(missing[:5])}")
+        self._close()
+
+    def write_file(self, name: str, text: str) -> None:
+        """Write a text file into the directory."""
+        (self.directory / name).write_text(text, encoding="utf-8")
+
+    def copy_file(self, source: Path, place: PurePosixPath) -> None:
+        """Copy a file (content only: a link becomes a file) to its relative place."""
+        target = self.directory / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+    def commit(self) -> None:
+        """Flush everything to disk and let the target appear."""
+        for root, _, names in os.walk(self.directory):
+            for path in [Path(root) / name for name in names] + [Path(root)]:
+                _sync(path)
+        if self.overwrite and self.out.exists():
+            _exchange(self.directory, self.out)  # the old content is now in self.directory and goes with it
+        else:
+            try:
+                os.rename(self.directory, self.out)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise FileExistsError(errno.EEXIST, "out appeared while it was being written", str(self.out)) from error
+                raise
+        _sync(self.out.parent)
+
+    def _close(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
+
+
+def check_target(out: Path, *, overwrite: bool, source: Path | None) -> None:
+    """Refuse a target directory before any work; see `CheckpointWriter`."""
+    if source is not None:
+        origin = source.resolve()
+        if out == origin or origin in out.parents or out in origin.parents:
+            raise ValueError(f"out must lie apart from the source directory {str(origin)!r}, got {str(out)!r}")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the directory that out goes into does not exist", str(out.parent))
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "the directory that out goes into is not writable", str(out.parent))
+    if out.exists():
+        if not overwrite:
+            raise FileExistsError(errno.EEXIST, "out already exists (pass overwrite to replace it)", str(out))
+        # A wrong path must not cost someone a home directory.
+        if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
+            raise ValueError(f"out must be a checkpoint directory to be overwritten, got {str(out)!r}, which has no config.json")
+
+
+def parse_size(size: int | str) -> int:
+    """Return bytes for ``5_000_000``, ``"5GB"``, ``"500MiB"``."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", str(size).strip(), flags=re.IGNORECASE)
+    try:
+        value = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ") if match else 0.0
+    except ValueError:
+        value = 0.0
+    if value < 1:
+        raise ValueError(f"max_shard_size must be a positive size such as '5GB' or 500000, got {size!r}")
+    return int(value)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    os.ftruncate(descriptor, size)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two directories, in one step where the kernel can (Linux), else in two renames with a way back."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None and rename(-100, os.fsencode(new), -100, os.fsencode(old), 2) == 0:
+        return
+    aside = new.with_name(new.name + "-old")
+    os.rename(old, aside)
+    try:
+        os.rename(new, old)
+    except BaseException:
+        os.rename(aside, old)
+        raise
+    os.rename(aside, new)

@@ -1,0 +1,255 @@
+"""Linear algebra on thin arrays: one small table of primitives, for NumPy and for every other array library.
+
+The decompositions are written once against these methods.  ``NumpyOps`` goes to the compiled kernels and to LAPACK;
+``PortableOps`` speaks the array API standard, so torch, CuPy and JAX arrays stay on their own device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tensorfact import kernels
+
+__all__ = ["NumpyOps", "PortableOps", "ops_for"]
+
+# One pass of Cholesky QR leaves ||Q^H Q - I|| of about eps / spread^2 (Yamamoto et al., 2015, eq. 3.1 in our terms).
+# A second pass repairs anything clearly below one; beyond that only Householder QR is safe.
+_MAX_LOSS = 0.05
+
+
+class NumpyOps:
+    """Primitives on NumPy arrays."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self.eps = float(np.finfo(self.dtype).eps)
+        self.complex = self.dtype.kind == "c"
+        self.notes: list[str] = []
+        self.reads = 0  # passes over the matrix
+
+    # -- small helpers -------------------------------------------------------------------------------------------
+    def draw(self, rows: int, cols: int, rng: np.random.Generator) -> Any:
+        """Standard normal matrix (rows, cols); the bits depend on ``rng`` alone."""
+        real = np.float32 if self.eps > 1e-10 else np.float64
+        if not self.complex:
+            return rng.standard_normal((rows, cols), dtype=real)
+        return rng.standard_normal((rows, 2 * cols), dtype=real).view(self.dtype)
+
+    def adjoint(self, x: Any) -> Any:
+        return x.conj().T if self.complex else x.T
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        return np.matmul(x, y)
+
+    def sum2(self, x: Any) -> float:
+        return kernels.sum_squares(x)
+
+    def signs(self, x: Any) -> np.ndarray:
+        """Per column the phase that makes its largest entry real and positive."""
+        if self.complex:
+            x = self.to_numpy(x)
+            top = x[np.argmax(np.abs(x), axis=0), np.arange(x.shape[1])]
+            return np.asarray(np.where(top != 0, np.abs(top) / np.where(top != 0, top, 1), 1))
+        high, low = self.extremes(x)
+        return np.where(high >= -low, 1.0, -1.0)
+
+    def extremes(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Largest and smallest entry of each column."""
+        return x.max(axis=0), x.min(axis=0)
+
+    def column_norms(self, x: Any) -> np.ndarray:
+        """Euclidean norms of the columns, accumulated in float64."""
+        total = np.zeros(x.shape[1])
+        for lo in range(0, x.shape[0], 1024):
+            block = x[lo : lo + 1024]
+            square = block.real**2 + block.imag**2 if self.complex else block * block
+            total += square.sum(axis=0, dtype=np.float64)
+        return np.asarray(np.sqrt(total))
+
+    def cast(self, x: Any) -> Any:
+        return np.asarray(x, dtype=self.dtype)
+
+    def to_half(self, x: Any, dtype: Any) -> Any:
+        """``x`` in a half-precision type; ``"bfloat16"`` by name needs the package ml_dtypes."""
+        if dtype == "bfloat16":
+            import ml_dtypes
+
+            dtype = ml_dtypes.bfloat16
+        with np.errstate(over="ignore"):  # the caller looks for infinities
+            return x.astype(dtype)
+
+    def hstack(self, parts: list[Any]) -> Any:
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def take(self, x: Any, columns: np.ndarray) -> Any:
+        """The named columns of ``x``."""
+        return np.ascontiguousarray(x[:, columns])
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        return np.asarray(x)
+
+    def from_numpy(self, x: np.ndarray) -> Any:
+        """A host array in working precision; a real array stays real."""
+        return x.astype(self.dtype if x.dtype.kind == "c" else self._real, copy=False)
+
+    @property
+    def _real(self) -> np.dtype[Any]:
+        return np.dtype(np.float32 if self.eps > 1e-10 else np.float64)
+
+    # -- orthonormalisation --------------------------------------------------------------------------------------
+    def orth(self, y: Any, *, passes: int = 2) -> tuple[Any, Any]:
+        """Orthonormal basis ``q`` of the columns of ``y`` and ``r`` with ``y = q r``; ``y`` may be overwritten.
+
+        ``passes=1`` is enough between power steps, which only need a well-conditioned block; a basis that is kept
+        takes two.  An ill-conditioned block goes to Householder QR, and the result's notes say so.
+        """
+        q, r, spread = kernels.cholesky_qr(y)
+        if not spread > 0 or self.eps / spread**2 > _MAX_LOSS / math.sqrt(y.shape[1]):
+            if "householder" not in self.notes:
+                self.notes.append("householder")
+            q, r = np.linalg.qr(y)
+            phase = _phases(r)  # a positive diagonal, like Cholesky's: callers may pair q with what they had before
+            return np.ascontiguousarray(q * phase), phase.conj()[:, None] * r
+        for _ in range(passes - 1):
+            q, r2, _ = kernels.cholesky_qr(q, overwrite=True)
+            r = r2 @ r
+        return q, r
+
+    def gram64(self, z: Any) -> np.ndarray:
+        """``z^H z`` accumulated in float64 or complex128."""
+        return kernels.gram(z, accumulate="double")
+
+    def smallest_singular_value(self, r: Any) -> float:
+        """Smallest singular value of an upper triangular ``r`` by inverse iteration; 0.0 if it is singular."""
+        from scipy.linalg import solve_triangular
+
+        r = np.asarray(r, dtype=np.complex128 if self.complex else np.float64)
+        if np.any(np.diagonal(r) == 0):
+            return 0.0
+        x = np.ones(r.shape[0], dtype=r.dtype)
+        size = math.sqrt(r.shape[0])
+        for _ in range(8):
+            x = solve_triangular(r, solve_triangular(r, x / size, trans="C", check_finite=False), check_finite=False)
+            size = float(np.linalg.norm(x))
+            if not math.isfinite(size):
+                return 0.0
+        return 1.0 / math.sqrt(size)
+
+    def svd(self, x: Any) -> tuple[Any, Any, Any]:
+        """Thin SVD; ``gesdd`` first, ``gesvd`` where it does not converge (recorded in the notes)."""
+        try:
+            return np.linalg.svd(x, full_matrices=False)
+        except np.linalg.LinAlgError:
+            from scipy.linalg import svd
+
+            self.notes.append("gesvd")
+            return svd(x, full_matrices=False, lapack_driver="gesvd", check_finite=False)
+
+
+class PortableOps(NumpyOps):
+    """The same primitives through the array API; small matrices visit the host, tall ones never do."""
+
+    def __init__(self, like: Any, xp: Any, dtype: Any) -> None:
+        from array_api_compat import device
+
+        self.xp = xp
+        self.xdtype = dtype
+        self.device = device(like)
+        self.complex = bool(xp.isdtype(dtype, "complex floating"))
+        self.eps = float(xp.finfo(dtype).eps)
+        self.notes = []
+        self.reads = 0
+        wide = self.eps < 1e-10
+        host = (np.complex128 if wide else np.complex64) if self.complex else (np.float64 if wide else np.float32)
+        self.dtype = np.dtype(host)
+
+    def draw(self, rows: int, cols: int, rng: np.random.Generator) -> Any:
+        return self.from_numpy(super().draw(rows, cols, rng))
+
+    def adjoint(self, x: Any) -> Any:
+        return self.xp.conj(x).mT if self.complex else x.mT
+
+    def matmul(self, x: Any, y: Any) -> Any:
+        return self.xp.matmul(x, y)
+
+    def sum2(self, x: Any) -> float:
+        magnitude = self.xp.abs(x)
+        return float(self.xp.sum(magnitude * magnitude, dtype=self.xp.float64))
+
+    def extremes(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
+        return self.to_numpy(self.xp.max(x, axis=0)), self.to_numpy(self.xp.min(x, axis=0))
+
+    def column_norms(self, x: Any) -> np.ndarray:
+        magnitude = self.xp.abs(x)
+        return np.sqrt(self.to_numpy(self.xp.sum(magnitude * magnitude, axis=0, dtype=self.xp.float64)))
+
+    def cast(self, x: Any) -> Any:
+        return self.xp.astype(x, self.xdtype)
+
+    def to_half(self, x: Any, dtype: Any) -> Any:
+        return self.xp.astype(x, dtype)
+
+    def hstack(self, parts: list[Any]) -> Any:
+        return parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=1)
+
+    def take(self, x: Any, columns: np.ndarray) -> Any:
+        return self.xp.take(x, self.xp.asarray(columns, device=self.device), axis=1)
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        from array_api_compat import to_device
+
+        if hasattr(x, "detach"):  # torch: never drag the autograd graph along
+            x = x.detach()
+        if hasattr(x, "get") and "cupy" in type(x).__module__:
+            return np.asarray(x.get())
+        host = to_device(x, "cpu") if hasattr(x, "detach") else x
+        return np.from_dlpack(host) if not hasattr(host, "__array__") else np.asarray(host)
+
+    def from_numpy(self, x: np.ndarray) -> Any:
+        host = np.ascontiguousarray(super().from_numpy(x))
+        return self.xp.asarray(host, device=self.device)
+
+    def orth(self, y: Any, *, passes: int = 2) -> tuple[Any, Any]:
+        q, r = y, None
+        for step in range(passes):
+            g = self.gram64(q)
+            try:
+                factor = np.linalg.cholesky(g).conj().T
+            except np.linalg.LinAlgError:
+                factor = np.zeros((0, 0))
+            scale = np.sqrt(np.abs(np.diagonal(g)))
+            spread = float(np.min(np.abs(np.diagonal(factor)) / scale)) if factor.size and scale.all() else 0.0
+            if not spread > 0 or (step == 0 and self.eps / spread**2 > _MAX_LOSS / math.sqrt(y.shape[1])):
+                if "householder" not in self.notes:
+                    self.notes.append("householder")
+                q, r = self.xp.linalg.qr(y, mode="reduced")
+                r = self.to_numpy(r)
+                phase = _phases(r)
+                return q * self.from_numpy(phase)[None, :], phase.conj()[:, None] * r
+            # a triangular inverse of a factor whose spread has just been checked, then one product on the device
+            q = self.matmul(q, self.from_numpy(np.linalg.inv(factor)))
+            r = factor if r is None else factor @ r
+        return q, r
+
+    def gram64(self, z: Any) -> np.ndarray:
+        wide = self.xp.complex128 if self.complex else self.xp.float64
+        z = self.xp.astype(z, wide)
+        g = self.xp.matmul(self.xp.conj(z).mT if self.complex else z.mT, z)
+        return self.to_numpy(g)
+
+    def svd(self, x: Any) -> tuple[Any, Any, Any]:
+        return tuple(self.xp.linalg.svd(x, full_matrices=False))
+
+
+def _phases(r: np.ndarray) -> np.ndarray:
+    diagonal = np.diagonal(r)
+    size = np.abs(diagonal)
+    return np.where(size > 0, diagonal / np.where(size > 0, size, 1), 1).astype(r.dtype)
+
+
+def ops_for(array: Any, dtype: Any, xp: Any | None) -> NumpyOps:
+    """Primitives for ``array``: compiled for NumPy (``xp=None``), portable for the rest."""
+    return NumpyOps(dtype) if xp is None else PortableOps(array, xp, dtype)

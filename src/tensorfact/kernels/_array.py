@@ -1,0 +1,66 @@
+"""Arguments of kernels: the one place where dtypes and layouts are decided and copies happen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+Matrix = NDArray[Any]
+
+DTYPES = tuple(np.dtype(t) for t in (np.float32, np.float64, np.complex64, np.complex128))
+
+
+def as_matrix(a: ArrayLike, name: str) -> Matrix:
+    """Two-dimensional array of a kernel dtype, without a copy where the dtype is already one.
+
+    float16 becomes float32; integers and booleans become float64; other byte orders become native.
+    """
+    array = np.asarray(a)
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have 2 axes, got shape {array.shape}")
+    if array.dtype in DTYPES and array.dtype.isnative:
+        return array
+    if array.dtype.newbyteorder("=") in DTYPES:
+        return array.astype(array.dtype.newbyteorder("="))
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype.kind in "biu":
+        return array.astype(np.float64)
+    raise ValueError(f"{name} must be of a real or complex number type up to 64 bits a part, got dtype {array.dtype}")
+
+
+def is_lines(a: Matrix) -> bool:
+    """Whether `a` is row- or column-contiguous: contiguous lines at any larger distance, aligned, no negative stride."""
+    item = a.itemsize
+    if not a.flags.aligned or any(s % item for s in a.strides):
+        return False
+    for (count, length), (step, inner) in ((a.shape, a.strides), (a.shape[::-1], a.strides[::-1])):
+        if (length <= 1 or inner == item) and (count <= 1 or step >= max(1, length) * item):
+            return True
+    return False
+
+
+def as_lines(a: Matrix) -> Matrix:
+    """`a` itself if it is row- or column-contiguous, else a C-contiguous copy."""
+    return a if is_lines(a) else np.array(a, order="C", copy=True)
+
+
+def as_contiguous(a: Matrix) -> Matrix:
+    """`a` itself if it is aligned and C-contiguous, else a copy."""
+    return a if a.flags.c_contiguous and a.flags.aligned else np.array(a, order="C", copy=True)
+
+
+def output(out: Matrix | None, shape: tuple[int, int], dtype: DTypeLike, *inputs: Matrix) -> Matrix:
+    """Check `out`, or make a new array. It must not share memory with `inputs`: kernels write before they have read all."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"out must be an array of {np.dtype(dtype)} with shape {shape}, got {got}")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise ValueError("out must be C-contiguous and writeable")
+    if any(np.may_share_memory(out, a) for a in inputs):
+        raise ValueError("out must not share memory with the other arguments")
+    return out

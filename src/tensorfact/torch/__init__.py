@@ -1,0 +1,7 @@
+"""Factorised layers for PyTorch: modules that stand where a dense layer stood. Importing this imports torch."""
+
+from __future__ import annotations
+
+from tensorfact.torch.low_rank import LowRankLinear
+
+__all__ = ["LowRankLinear"]
