@@ -44,7 +44,7 @@ Mat<T> out(Array<T>& a, const char* name) {
     require(a.writeable(), name, " must be writeable");
     const auto strides = element_strides(a);
     for (std::size_t i = 0; i < 2; ++i)
-        require(a.shape(static_cast<index>(i)) <= 1 || strides[i] != 0, name, " must not repeat elements (zero stride on axis ", i, ")");
+        require(a.size() == 0 || a.shape(static_cast<index>(i)) <= 1 || strides[i] != 0, name, " must not repeat elements (zero stride on axis ", i, ")");
     return {a.mutable_data(), {a.shape(0), a.shape(1)}, strides};
 }
 

@@ -67,8 +67,9 @@ void fetch_all(lapack::Routines<T>& to, char t, const py::dict& blas, const py::
     const std::string p(1, t);
     fetch(to.gemm, blas, p + "gemm", expand("hhIIITTITITTI"));
     fetch(to.herk, blas, p + (is_complex<T> ? "herk" : "syrk"), expand("hhIIRTIRTI"));
-    fetch(to.trsm, blas, p + "trsm", expand("hhhhIITTITI"));
+    fetch(to.trmm, blas, p + "trmm", expand("hhhhIITTITI"));
     fetch(to.potrf, lapack, p + "potrf", expand("hITII"));
+    fetch(to.trtri, lapack, p + "trtri", expand("hhITII"));
 }
 
 // 32 or 64. Safe with either width, because the scalars are 64 bits: a 32-bit routine overwrites the low half of info only.

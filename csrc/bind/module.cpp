@@ -32,7 +32,7 @@ int probe_pool(int nthreads, bool fail) {
 PYBIND11_MODULE(TENSORFACT_MODULE, m, pybind11::mod_gil_not_used()) {
     using namespace tensorfact;
     static const pybind11::handle lin_alg_error = pybind11::object(pybind11::module_::import("numpy.linalg").attr("LinAlgError")).release();
-    pybind11::register_exception_translator([](std::exception_ptr p) {
+    pybind11::register_local_exception_translator([](std::exception_ptr p) {
         try {
             if (p) std::rethrow_exception(p);
         } catch (const LinAlgError& e) {

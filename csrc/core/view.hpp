@@ -37,12 +37,13 @@ struct Lines {
     index count, length, ld;
     bool by_row;
 
-    bool dense() const { return ld == length || count <= 1; }
+    bool dense() const { return ld == length || count <= 1 || length == 0; }
 };
 
 template <class T>
 Lines<T> lines(Mat<T> a, const char* name) {
     const auto [rows, cols] = a.shape;
+    if (rows == 0 || cols == 0) return {a.data, rows, cols, std::max<index>(1, cols), true};  // its strides mean nothing
     // The stride of an axis of length one means nothing, so it must not decide.
     const auto fits = [&](index count, index step, index length, index inner) {
         return (length <= 1 || inner == 1) && (count <= 1 || step >= std::max<index>(1, length));
@@ -58,7 +59,7 @@ Lines<T> lines(Mat<T> a, const char* name) {
 template <class T>
 T* contiguous(Mat<T> a, const char* name) {
     const auto l = lines(a, name);
-    require(l.by_row && l.dense(), name, " must be C-contiguous, got strides (", a.strides[0], ", ", a.strides[1], ") for shape (",
+    require(l.count == 0 || (l.by_row && l.dense()), name, " must be C-contiguous, got strides (", a.strides[0], ", ", a.strides[1], ") for shape (",
             a.shape[0], ", ", a.shape[1], ")");
     return l.data;
 }

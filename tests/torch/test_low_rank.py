@@ -102,6 +102,25 @@ def test_from_factors_splits_the_singular_values(split: str) -> None:
     torch.testing.assert_close(layer.up.weight.detach().norm(dim=0), expected)
 
 
+def test_from_factors_takes_torch_factors_and_casts() -> None:
+    result = randomized_svd(dense(torch.float64).weight.detach(), rank=RANK, rng=0)
+    layer = LowRankLinear.from_factors(result, dtype=torch.float32)
+    assert layer.up.weight.dtype == torch.float32
+    torch.testing.assert_close(layer.weight.detach(), result.reconstruct().float())
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_layer_on_the_gpu_stays_there(dtype: Any) -> None:
+    linear = dense(dtype).cuda()
+    layer = LowRankLinear.from_linear(linear, rank=RANK, rng=0)
+    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("cuda", dtype)}
+    host = LowRankLinear.from_linear(dense(dtype), rank=RANK, rng=0)
+    error, best = ((x.weight.double().cpu() - linear.weight.double().cpu()).norm() for x in (layer, host))
+    assert error <= 1.01 * best
+
+
 def test_modes_and_frozen_parameters_survive() -> None:
     linear = dense().eval()
     linear.weight.requires_grad_(False)

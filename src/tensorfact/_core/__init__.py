@@ -1,6 +1,6 @@
 """Compiled kernels: the build for the highest instruction set that this CPU has.
 
-``TENSORFACT_ISA=v2`` or ``v3`` forces one build. Use `tensorfact.kernels`, which checks arguments; this module does not.
+``TENSORFACT_ISA=v2`` or ``v3`` forces one build. Call `tensorfact.kernels`, which checks arguments, not this module.
 """
 
 from __future__ import annotations

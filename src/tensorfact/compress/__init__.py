@@ -1,7 +1,7 @@
 """Compress pretrained transformers: one checkpoint directory in, a smaller one out, with a report of what it cost.
 
-Importing this package lets ``transformers.AutoModel.from_pretrained`` read the checkpoints that it writes; neither torch nor
-transformers is imported for that.
+Importing this package lets ``transformers.AutoModel.from_pretrained`` read the checkpoints that it writes; neither
+torch nor transformers is imported for that.
 """
 
 from __future__ import annotations

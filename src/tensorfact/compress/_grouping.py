@@ -7,17 +7,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from .records import DenseRecord, LayerRecord, Report
+from tensorfact.compress.records import DenseRecord, LayerRecord, Report
 
 __all__ = ["Kind", "common_prefix", "format_bytes", "format_rank", "group_dense", "group_layers", "title", "true_width"]
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Layers that play the same part in every block: their names differ in numbers only."""
+    """Layers that play the same part in every block: their names differ in numbers only.
+
+    `dense` holds the weights of this kind that the budget left as they were. `positions` and `dense_positions` are the
+    block numbers, or places in the list where the names do not give one number to each.
+    """
 
     name: str
     layers: tuple[LayerRecord, ...]
+    dense: tuple[DenseRecord, ...] = ()
+    positions: tuple[int, ...] = ()
+    dense_positions: tuple[int, ...] = ()
 
     @property
     def shapes(self) -> str:
@@ -42,13 +49,36 @@ def format_rank(layer: LayerRecord) -> str:
     return str(layer.rank) if isinstance(layer.rank, int) else ",".join(map(str, layer.rank))
 
 
-def group_layers(layers: Iterable[LayerRecord]) -> tuple[Kind, ...]:
-    """Group layers by name with every number as ``*``, in the order of first appearance, without the shared prefix."""
-    groups: dict[str, list[LayerRecord]] = {}
+def group_layers(layers: Iterable[LayerRecord], dense: Iterable[DenseRecord] = ()) -> tuple[Kind, ...]:
+    """Group layers by name with every number as ``*``, in the order of first appearance, without the shared prefix.
+
+    Records of `dense` that count in the budget join the kind that they would have been of.
+    """
+    groups: dict[str, tuple[list[LayerRecord], list[DenseRecord]]] = {}
     for layer in layers:
-        groups.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", layer.name), []).append(layer)
+        groups.setdefault(_pattern(layer.name), ([], []))[0].append(layer)
+    for record in dense:
+        if record.targeted and (name := _pattern(record.name.removesuffix(".weight"))) in groups:
+            groups[name][1].append(record)
     prefix = len(common_prefix(groups))
-    return tuple(Kind(name[prefix:], tuple(members)) for name, members in groups.items())
+    return tuple(_kind(name[prefix:], *members) for name, members in groups.items())
+
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+def _pattern(name: str) -> str:
+    return _NUMBER.sub("*", name)
+
+
+def _kind(name: str, layers: list[LayerRecord], dense: list[DenseRecord]) -> Kind:
+    names = [layer.name for layer in layers] + [record.name for record in dense]
+    numbers = [tuple(map(int, _NUMBER.findall(name))) for name in names]
+    if {len(found) for found in numbers} == {1} and len(set(numbers)) == len(numbers):
+        places = tuple(found[0] for found in numbers)
+    else:
+        places = tuple(range(len(numbers)))
+    return Kind(name, tuple(layers), tuple(dense), places[: len(layers)], places[len(layers) :])
 
 
 def group_dense(dense: Iterable[DenseRecord]) -> dict[str, list[DenseRecord]]:
@@ -77,7 +107,13 @@ def title(report: Report) -> str:
     for part in reversed(parts):
         if part.startswith("models--"):
             return part.split("--")[-1]
-    return parts[-1] if parts else report.architecture or report.model_type or "model"
+    if parts and parts[-1] not in _NAMELESS:
+        return parts[-1]
+    return PurePath(report.output).name if report.output else report.architecture or report.model_type or "model"
+
+
+_NAMELESS = frozenset({"/", ".", "model", "models", "checkpoint", "weights", "snapshot"})
+"""Directories that say nothing of the model in them; the name of the output does, as a person chose it."""
 
 
 def format_bytes(count: float) -> str:
@@ -100,7 +136,7 @@ def true_width(rows: Sequence[Sequence[str]], column: int) -> int:
 
 METRICS: dict[str, tuple[str, str]] = {
     "cosine_mean": ("cosine of outputs", ".4f"),
-    "sentence_cosine_mean": ("cosine of sentence means", ".4f"),
+    "sentence_cosine_mean": ("cosine of sentences", ".4f"),
     "relative_error": ("relative error", ".4f"),
     "top1_agreement": ("same first choice", ".1%"),
     "kl_mean": ("KL divergence, nats", ".4f"),
@@ -130,3 +166,8 @@ def format_speed(before_ms: float, after_ms: float) -> str:
     if 0.97 < quotient < 1.03:
         return "no change"
     return f"{quotient:.2f}x faster" if quotient > 1 else f"{1 / quotient:.2f}x slower"
+
+
+def format_count(count: int, noun: str) -> str:
+    """``1 thread``, ``2 threads``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 MODEL_TYPE = "tensorfact"
 FORMAT_VERSION = 1
 SHIM_NAME = "modeling_tensorfact.py"
-_INSTALL = 'pip install "tensorfact[hf]"'
+INSTALL = 'pip install "tensorfact[hf]"'
 # A family's own class (LlamaForCausalLM.from_pretrained) ignores `model_type` and would fill every compressed layer
 # with random numbers. It obeys this entry, the name of the weights file, and its error shows the text; the family
 # configurations below drop it. The configuration and the tokenizer load without us.
 GUARD_KEY = "transformers_weights"
-_GUARD = f"compressed by tensorfact: {_INSTALL}, then import tensorfact.compress and load it with AutoModel"
+_GUARD = f"compressed by tensorfact: {INSTALL}, then import tensorfact.compress and load it with AutoModel"
 # Processors name their class in their own file, and the auto module for them takes seconds to import.
 _AUTO_MODULES = ("modeling_auto", "tokenization_auto")
 _SHIM = f'''"""Lets transformers load this compressed checkpoint through tensorfact, which holds the code."""
@@ -25,7 +26,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "This checkpoint was compressed by tensorfact and needs the package `tensorfact` to load. "
-        'Run `{_INSTALL}`'
+        'Run `{INSTALL}`'
     ) from error
 
 TensorfactConfig = config_class()
@@ -61,7 +62,7 @@ def recipe_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def family_config(base_model_type: str) -> type[Any]:
+def family_config(base_model_type: str) -> Any:
     """Return the configuration class of one family, registered with every auto class that knows the family."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -104,7 +105,7 @@ def family_config(base_model_type: str) -> type[Any]:
     return FamilyConfig
 
 
-def _register_family(base: Any, family: type[Any]) -> None:
+def _register_family(base: Any, family: Any) -> None:
     from transformers.models.auto.auto_factory import _LazyAutoMapping
 
     for name in _AUTO_MODULES:
@@ -123,7 +124,7 @@ def _register_family(base: Any, family: type[Any]) -> None:
 
 
 @functools.cache
-def model_class(base: Any, family: type[Any]) -> type[Any]:
+def model_class(base: Any, family: Any) -> type[Any]:
     """Return the subclass of one model class that builds itself with the recipe's low-rank layers."""
 
     class Model(base):  # type: ignore[misc]
@@ -135,9 +136,7 @@ def model_class(base: Any, family: type[Any]) -> type[Any]:
 
         @staticmethod
         def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
-            _refuse_random_factors(
-                loading_info.missing_and_mismatched(), loading_info.unexpected_keys, set(_low_rank_layers(model))
-            )
+            _refuse_random_factors(model, loading_info.missing_and_mismatched(), loading_info.unexpected_keys)
             return base._finalize_model_loading(model, load_config, loading_info)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
@@ -157,18 +156,16 @@ def _blank_model(base: Any, base_model_type: str) -> Any:
     return object.__new__(model_class(base, family_config(base_model_type)))
 
 
-def _low_rank_layers(model: Any) -> dict[str, Any]:
-    from tensorfact.torch import LowRankLinear
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
-
-
 def _swap(model: Any) -> None:
     """Replace the layers that the recipe in `model.config` names; device and dtype stay, the values are undefined."""
+    from transformers.pytorch_utils import Conv1D
+
     from tensorfact.torch import LowRankLinear
+    from torch import nn
 
     ranks: dict[str, int] = recipe_of(vars(model.config))["ranks"]
-    names = _module_names(model, ranks)
+    swappable = (nn.Linear, Conv1D, LowRankLinear)
+    names = {n: m for n, m in module_names(model, ranks).items() if isinstance(model.get_submodule(m), swappable)}
     _check_names(model, ranks, names)
     for name, module_name in names.items():
         module = model.get_submodule(module_name)
@@ -189,17 +186,24 @@ def _swap(model: Any) -> None:
     model.config.tensorfact = {**model.config.tensorfact, "ranks": {name: ranks[name] for name in names}}
 
 
-def _module_names(model: Any, names: Any) -> dict[str, str]:
-    """Map checkpoint names to module names as `from_pretrained` maps keys: its renamings, the base model's prefix."""
-    from torch import nn
+def module_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Map checkpoint names to module names as `from_pretrained` maps keys: its renamings, the base model's prefix.
+
+    Families whose modules were renamed keep the old names in their files (ViT: ``attention.attention.query`` is
+    ``attention.q_proj`` in memory). Both are given without ``.weight``. A name whose tensor has no module of its own in
+    `model`, because it is fused with others on loading or belongs to another class's head, is left out.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, rename_source_key
-    from transformers.pytorch_utils import Conv1D
 
     from tensorfact.torch import LowRankLinear
 
-    keys = {f"{n}.weight": True for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D, LowRankLinear))}
-    transforms = get_model_conversion_mapping(model)
+    keys = {
+        f"{name}.weight": True
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLinear) or module._parameters.get("weight") is not None
+    }
+    transforms: Any = get_model_conversion_mapping(model)
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
     found = {}
@@ -227,14 +231,16 @@ def _check_names(model: Any, ranks: dict[str, int], names: dict[str, str]) -> No
             raise ValueError(f"the recipe in config.json gives a rank to {name}, whose weight is tied to another")
 
 
-def _refuse_random_factors(missing: set[str], unexpected: set[str], layers: set[str]) -> None:
+def _refuse_random_factors(model: Any, missing: set[str], unexpected: set[str]) -> None:
     """Raise where transformers would draw random numbers for factors, or for what the checkpoint stores as factors."""
-    split = {
-        key.rpartition(".")[0].rpartition(".")[0] for key in unexpected if key.endswith((".down.weight", ".up.weight"))
-    }
-    lost = [
-        k for k in missing if k.rpartition(".")[0].rpartition(".")[0] in layers or k.removesuffix(".weight") in split
-    ]
+    from tensorfact.torch import LowRankLinear
+
+    factors = {f"{n}.{key}" for n, m in model.named_modules() if isinstance(m, LowRankLinear) for key in m.state_dict()}
+    stored = {key.rsplit(".", 2)[0] for key in unexpected if key.endswith((".down.weight", ".up.weight"))}
+    # transformers strips or adds the base model's prefix only where a key then fits
+    prefix = f"{model.base_model_prefix}."
+    stored |= {name.removeprefix(prefix) for name in stored} | {f"{prefix}{name}" for name in stored}
+    lost = [key for key in missing if key in factors or key.removesuffix(".weight") in stored]
     if lost:
         raise ValueError(
             "the recipe in config.json does not fit the stored tensors, the model would get random weights for "

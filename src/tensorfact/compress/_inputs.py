@@ -1,7 +1,9 @@
-"""Inputs for comparing two models: real sentences through the checkpoint's tokenizer, or seeded stand-ins."""
+"""What a comparison needs: two loaded models, and inputs for both. Real sentences where there is a tokenizer."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SENTENCES", "Inputs", "default_inputs"]
+__all__ = ["SENTENCES", "Inputs", "default_inputs", "pad", "prepare", "quiet_loading"]
 
 SENTENCES = (
     "The ferry left the harbour an hour late because of the fog.",
@@ -161,3 +163,56 @@ def _images(model: Any, seed: int) -> Inputs:
     images /= images.std(axis=(1, 2, 3), keepdims=True)
     words = f"{_IMAGES} smooth synthetic images, {height} x {width}, seed {seed}"
     return Inputs(({"pixel_values": torch.from_numpy(images.astype(np.float32))},), (None,), words)
+
+
+def prepare(source: Any, compressed: Any, inputs: Mapping[str, Any] | None, seed: int) -> tuple[Any, Any, Inputs]:
+    """Load what is given as a path, take modules as they are, and describe or make the inputs."""
+    dense = _load_dense(Path(source)) if isinstance(source, str | Path) else source.eval()
+    small = _load_compressed(Path(compressed)) if isinstance(compressed, str | Path) else compressed.eval()
+    if inputs is None:
+        directory = source if isinstance(source, str | Path) else getattr(dense.config, "_name_or_path", "")
+        found = Path(directory) if directory and Path(directory).is_dir() else None
+        return dense, small, default_inputs(dense, found, seed=seed)
+    mask = inputs.get("attention_mask")
+    shape = tuple(next(iter(inputs.values())).shape)
+    words = f"the caller's inputs, {' x '.join(map(str, shape))}"
+    return dense, small, Inputs((dict(inputs),), (None if mask is None else mask.bool(),), words, mask is not None)
+
+
+def _load_dense(path: Path) -> Any:
+    import transformers
+
+    import torch
+
+    with quiet_loading():
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        names = getattr(config, "architectures", None) or ["AutoModel"]
+        model_class = getattr(transformers, names[0], transformers.AutoModel)
+        return model_class.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+        ).eval()
+
+
+def _load_compressed(path: Path) -> Any:
+    from tensorfact import compress
+
+    with quiet_loading():
+        return compress.load(path).float().eval()
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Switch off the loading bars and remarks of transformers: two models load here, neither by the user's own call."""
+    from transformers.utils import logging as module
+
+    logging: Any = module  # some of its functions carry no annotations
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()

@@ -1,8 +1,8 @@
 """What a compression method must provide, and the table of those that exist.
 
-A method is a frozen dataclass whose fields are its options; it registers itself at the foot of its own file. It is sent to
-workers in other processes, so it holds options only. The core reads weights, casts and stores arrays, counts and reports; the
-method decides how a budget is shared and turns one dense weight into named arrays.
+A method is a frozen dataclass whose fields are its options; it registers itself at the foot of its own file. It is
+sent to workers in other processes, so it holds options only. The core reads weights, casts and stores arrays, counts
+and reports; the method decides how a budget is shared and turns one dense weight into named arrays.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Factored:
 
 
 class Method(Protocol):
-    """The interface of a method. Weights are float32 or float64 arrays of shape (out, in), not necessarily contiguous."""
+    """The interface of a method. Weights are float32 or float64 arrays (out, in), not necessarily contiguous."""
 
     name: ClassVar[str]
 

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = ["matching", "matches"]
+__all__ = ["matches", "matching"]
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -15,7 +15,9 @@ def matches(pattern: str, name: str) -> bool:
         try:
             return re.search(pattern[3:], name) is not None
         except re.error as error:
-            raise ValueError(f"a module pattern must be a valid regular expression, got {pattern!r}: {error}") from error
+            raise ValueError(
+                f"a module pattern must be a valid regular expression, got {pattern!r}: {error}"
+            ) from error
     return name == pattern or name.endswith("." + pattern)
 
 
@@ -33,6 +35,8 @@ def matching(patterns: Iterable[str], names: Sequence[str], *, argument: str) ->
         if not hits:
             last = sorted({name.rsplit(".", 1)[-1] for name in names})
             near = difflib.get_close_matches(pattern.rsplit(".", 1)[-1], last, n=3) or last[:8]
-            raise ValueError(f"{argument} must match a linear weight, got {pattern!r}; the weights end in {', '.join(near)}")
+            raise ValueError(
+                f"{argument} must match a linear weight, got {pattern!r}; the weights end in {', '.join(near)}"
+            )
         found.update(hits)
     return [name for name in names if name in found]

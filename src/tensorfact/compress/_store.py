@@ -50,7 +50,18 @@ def write_record(
 
     writer.write_file("report.json", report.to_json())
     writer.write_file("report.html", render_html(report))
-    fields = ("name", "kind", "shape", "rank", "error", "path", "params_before", "params_after", "bytes_before", "bytes_after")
+    fields = (
+        "name",
+        "kind",
+        "shape",
+        "rank",
+        "error",
+        "path",
+        "params_before",
+        "params_after",
+        "bytes_before",
+        "bytes_after",
+    )
     content = {
         "format_version": FORMAT_VERSION,
         "tensorfact_version": version("tensorfact"),

@@ -1,7 +1,7 @@
 """Read a Hugging Face checkpoint directory one tensor at a time, trusting nothing in it.
 
-Only safetensors files are read, and only from a local directory: nothing is unpickled and nothing is fetched. Every header is
-checked in full before the first weight is used, so a damaged file is named before any work is done.
+Only safetensors files are read, and only from a local directory: nothing is unpickled and nothing is fetched. Every
+header is checked in full before the first weight is used, so a damaged file is named before any work is done.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
 }
-FLOAT_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float32, "BF16": np.float32}
+FLOAT_TYPES: dict[str, type[np.generic]] = {"F64": np.float64, "F32": np.float32, "F16": np.float32, "BF16": np.float32}
 """Types that can be factored, and the NumPy type that they are computed in."""
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
@@ -84,19 +84,23 @@ class Checkpoint:
         Raises
         ------
         CheckpointError
-            If `path` is no local directory, has no ``config.json``, is not stored as safetensors, lacks a shard, or a header
-            does not describe its file exactly.
+            If `path` is no local directory, has no ``config.json``, is not stored as safetensors, lacks a shard, or a
+            header does not describe its file exactly.
         """
         directory = Path(path)
         if not directory.is_dir():
-            raise CheckpointError(f"model must be a local checkpoint directory (nothing is downloaded), got {str(path)!r}")
+            raise CheckpointError(
+                f"model must be a local checkpoint directory (nothing is downloaded), got {str(path)!r}"
+            )
         config = _read_json(directory / "config.json", "every Hugging Face checkpoint has one")
         files = _weight_files(directory)
         tensors: dict[str, TensorInfo] = {}
         for file in files:
             for info in read_header(file):
                 if info.name in tensors:
-                    raise CheckpointError(f"tensor {info.name!r} is stored twice: in {tensors[info.name].file} and {file}")
+                    raise CheckpointError(
+                        f"tensor {info.name!r} is stored twice: in {tensors[info.name].file} and {file}"
+                    )
                 tensors[info.name] = info
         _check_index(directory, tensors)
         if not tensors:
@@ -162,11 +166,15 @@ def read_header(file: Path) -> list[TensorInfo]:
         raise CheckpointError(f"{file} has a damaged safetensors header: not a JSON object")
     content.pop("__metadata__", None)
     start = 8 + length
-    infos = sorted((_tensor(file, start, name, entry) for name, entry in content.items()), key=lambda i: (i.offset, i.nbytes))
+    infos = sorted(
+        (_tensor(file, start, name, entry) for name, entry in content.items()), key=lambda i: (i.offset, i.nbytes)
+    )
     end = start
     for info in infos:
         if info.offset != end:
-            raise CheckpointError(f"{file} has a tampered header: tensor {info.name!r} begins at {info.offset}, not {end}")
+            raise CheckpointError(
+                f"{file} has a tampered header: tensor {info.name!r} begins at {info.offset}, not {end}"
+            )
         end += info.nbytes
     if end != total:
         kind = "truncated" if end > total else "longer than its header says"
@@ -190,7 +198,9 @@ def iter_raw(info: TensorInfo, chunk: int = 1 << 24) -> Iterator[tuple[int, npt.
             count = min(chunk, info.nbytes - start)
             block = np.fromfile(stream, dtype=np.uint8, count=count)
             if block.size != count:
-                raise CheckpointError(f"{info.file} is truncated: tensor {info.name!r} ends after {start + block.size} bytes")
+                raise CheckpointError(
+                    f"{info.file} is truncated: tensor {info.name!r} ends after {start + block.size} bytes"
+                )
             yield start, block
 
 
@@ -207,7 +217,9 @@ def read_weight(info: TensorInfo) -> npt.NDArray[Any]:
         stream.seek(info.offset)
         stored = np.fromfile(stream, dtype=_storage(info.dtype), count=info.size)
     if stored.size != info.size:
-        raise CheckpointError(f"{info.file} is truncated: tensor {info.name!r} has {stored.size} of {info.size} numbers")
+        raise CheckpointError(
+            f"{info.file} is truncated: tensor {info.name!r} has {stored.size} of {info.size} numbers"
+        )
     values = decode(stored, info.dtype).reshape(info.shape)
     # min and max carry NaN and infinity without a temporary of the size of the tensor
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
@@ -242,7 +254,8 @@ def nbytes(dtype: str, size: int) -> int:
 
 
 def _storage(dtype: str) -> type[np.generic]:
-    return {"BF16": np.uint16, "F16": np.float16}.get(dtype) or FLOAT_TYPES[dtype]
+    half: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.float16}
+    return half.get(dtype) or FLOAT_TYPES[dtype]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -262,7 +275,7 @@ def _tensor(file: Path, start: int, name: str, entry: Any) -> TensorInfo:
         raise CheckpointError(f"{file} has a tampered header: tensor {name!r} has unknown type {dtype!r}")
     if not whole or end - begin != nbytes(dtype, math.prod(shape)):
         raise CheckpointError(
-            f"{file} has a tampered header: tensor {name!r} of type {dtype} and shape {shape} cannot take bytes {begin} to {end}"
+            f"{file} has a tampered header: {name!r}, {dtype} of shape {shape}, cannot take bytes {begin} to {end}"
         )
     return TensorInfo(name, dtype, tuple(shape), str(file), start + begin, end - begin)
 

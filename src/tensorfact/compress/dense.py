@@ -27,8 +27,8 @@ def to_dense(
 ) -> None:
     """Write a compressed checkpoint as a plain one, which any tool reads.
 
-    The weights are those of the compressed model, of the original size and under the original names; ``config.json`` is that of
-    the source. One weight is in memory at a time.
+    The weights are those of the compressed model, of the original size and under the original names; ``config.json``
+    is that of the source. One weight is in memory at a time.
 
     Parameters
     ----------

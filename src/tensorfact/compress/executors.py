@@ -1,7 +1,8 @@
 """Where tasks run, and what a task is.
 
-A task is a top-level function with picklable arguments that reads its own tensor from disk, draws its random numbers from a seed
-of its own, and computes with BLAS on one thread: its result has the same bits on every executor and in every order.
+A task is a top-level function with picklable arguments that reads its own tensor from disk, draws its random numbers
+from a seed of its own, and computes with BLAS on one thread: its result has the same bits on every executor and in
+every order.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from tensorfact import kernels
 from tensorfact.compress._method import Factored, Layer, Method, Rank
 from tensorfact.compress.checkpoint import FLOAT_TYPES, decode, encode, read_weight
 
@@ -54,8 +56,8 @@ class _Serial(Executor):
 def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
     """Yield a pool for ``"serial"``, ``"threads:N"``, ``"processes:N"``, ``"dask:ADDRESS"`` or an Executor.
 
-    None means as many threads as this process may use cores. Executors that were opened here are closed here, at once when an
-    error or Ctrl-C leaves the block; an Executor of the caller stays open.
+    None means as many threads as this process may use cores. Executors that were opened here are closed here, at once
+    when an error or Ctrl-C leaves the block; an Executor of the caller stays open.
 
     Raises
     ------
@@ -72,7 +74,9 @@ def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
             yield pool
         return
     if kind not in ("serial", "threads", "processes") or (rest and not re.fullmatch("[1-9][0-9]*", rest)):
-        raise ValueError(f"executor must be serial, threads:N, processes:N, dask:ADDRESS or an Executor, got {executor!r}")
+        raise ValueError(
+            f"executor must be serial, threads:N, processes:N, dask:ADDRESS or an Executor, got {executor!r}"
+        )
     workers = 1 if kind == "serial" else int(rest or _cores())
     made: Executor
     if kind == "serial":
@@ -83,7 +87,9 @@ def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
         import multiprocessing
 
         # spawn: forking a process that has started BLAS or torch threads can hang
-        made = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
+        made = ProcessPoolExecutor(
+            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_ignore_interrupt
+        )
     try:
         yield Pool(made, workers, kind if kind == "serial" else f"{kind}:{workers}")
     except BaseException:
@@ -98,11 +104,13 @@ def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
 @contextmanager
 def _dask(address: str) -> Iterator[Pool]:
     try:
-        from distributed import Client
+        import distributed
     except ImportError as error:
-        raise ValueError(f"executor 'dask:{address}' needs the package dask[distributed], which is not installed") from error
+        raise ValueError(
+            f"executor 'dask:{address}' needs the package dask[distributed], which is not installed"
+        ) from error
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client: Any = distributed.Client(address, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
         raise ValueError(f"executor must name a running Dask scheduler, got {address!r}: {error}") from error
     with client:
@@ -113,12 +121,17 @@ def _dask(address: str) -> Iterator[Pool]:
 
 
 def run_tasks(
-    pool: Pool, function: Callable[..., _T], tasks: Iterable[Sequence[Any]], *, meanwhile: Callable[[], None] | None = None
-) -> Iterator[tuple[int, _T]]:
+    pool: Pool,
+    function: Callable[..., _T],
+    tasks: Iterable[Sequence[Any]],
+    *,
+    meanwhile: Callable[[], None] | None = None,
+) -> Generator[tuple[int, _T]]:
     """Yield ``(index, result)`` as tasks end, at most one more in flight than there are workers.
 
-    That bounds memory: a task that has not started holds nothing, and a result is consumed before the next one is asked for.
-    `meanwhile` runs once in this thread after the first tasks have been handed out. The first error cancels what has not started.
+    That bounds memory: a task that has not started holds nothing, and a result is consumed before the next one is
+    asked for. `meanwhile` runs once in this thread after the first tasks have been handed out. The first error
+    cancels what has not started.
     """
     queue = iter(enumerate(tasks))
     flight: dict[Future[_T], int] = {}
@@ -193,7 +206,7 @@ def run_factor(method: Method, layer: Layer, rank: Rank, seed: int) -> Stored:
 
 
 def task_rng(seed: int, name: str) -> np.random.Generator:
-    """Return the generator of one tensor: it depends on the seed of the run and the name, not on the order of the tasks."""
+    """Return the generator of one tensor: it depends on the seed of the run and on the name alone."""
     digest = hashlib.sha256(name.encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
 
@@ -204,9 +217,10 @@ def _read(layer: Layer) -> npt.NDArray[Any]:
 
 
 class _Limit:
-    """BLAS at one thread while any task runs in this process.
+    """BLAS and our own kernels at one thread while any task runs in this process.
 
-    The setting belongs to the process, so nested and concurrent tasks share it: the first one sets it, the last one restores it.
+    The setting belongs to the process, so nested and concurrent tasks share it: the first one sets it, the last one
+    restores it.
     """
 
     def __init__(self) -> None:
@@ -214,6 +228,7 @@ class _Limit:
         self.count = 0
         self.controller: Any = None
         self.limiter: Any = None
+        self.workers = 1
 
     def enter(self) -> None:
         with self.lock:
@@ -224,6 +239,8 @@ class _Limit:
 
                     self.controller = ThreadpoolController()
                 self.limiter = self.controller.limit(limits=1)
+                self.workers = kernels.get_num_threads()
+                kernels.set_num_threads(1)
             self.count += 1
 
     def leave(self) -> None:
@@ -231,6 +248,7 @@ class _Limit:
             self.count -= 1
             if self.count == 0:
                 self.limiter.restore_original_limits()
+                kernels.set_num_threads(self.workers)
 
 
 _LIMIT = _Limit()

@@ -5,7 +5,6 @@ torch and transformers are imported inside the functions; nothing here touches t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 import time
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._inputs import Inputs, default_inputs
-from .records import Fidelity, Latency, LayerRecord
+from tensorfact.compress._grouping import format_count
+from tensorfact.compress._inputs import Inputs, prepare
+from tensorfact.compress.records import Fidelity, Latency, LayerRecord
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +61,11 @@ def evaluate(
         note = "outputs and latency were not measured: torch is not installed (pip install 'tensorfact[hf]')"
         return Evaluation(fidelity=None, latency=None, layers=tuple(layers), notes=(note,))
     timed, layer_input = measure_layers(layers)
-    fidelity, latency, notes = None, None, ()
+    fidelity: Fidelity | None = None
+    latency: Latency | None = None
+    notes: tuple[str, ...] = ()
     try:
-        dense, small, inputs = _prepare(source, compressed, None, seed)
+        dense, small, inputs = prepare(source, compressed, None, seed)
         fidelity = _compare(dense, small, inputs)
         latency = dataclasses.replace(_time_models(dense, small, inputs, repeats=7), layer_input=layer_input)
     except Exception as error:  # any model's own code runs here; a finished compression must not be lost to it
@@ -85,24 +87,25 @@ def compare_outputs(
     source, compressed : path or torch.nn.Module
         The dense model and the compressed one. Paths are loaded in float32, modules are taken as they are.
     inputs : mapping of str to tensor, optional
-        Keyword arguments of the forward pass. By default two dozen English sentences through the checkpoint's own tokenizer,
-        seeded token ids where it has none, smooth synthetic images for a vision model.
+        Keyword arguments of the forward pass. By default two dozen English sentences through the checkpoint's own
+        tokenizer, seeded token ids where it has none, smooth synthetic images for a vision model.
     seed : int
         Seed of synthetic inputs.
 
     Returns
     -------
     Fidelity
-        ``relative_error`` (Frobenius, over all real positions) and ``cosine_mean`` (mean over positions). For logits also
-        ``top1_agreement`` and ``kl_mean`` (nats, source against compressed), and for causal language models on text
-        ``perplexity_before`` and ``perplexity_after``. For hidden states of text ``sentence_cosine_mean`` (mean pooling).
+        ``relative_error`` (Frobenius, over all real positions) and ``cosine_mean`` (mean over positions). For logits
+        also ``top1_agreement`` and ``kl_mean`` (nats, source against compressed), and for causal language models on
+        text ``perplexity_before`` and ``perplexity_after``. For hidden states of text ``sentence_cosine_mean`` (mean
+        pooling).
 
     Raises
     ------
     ValueError
         If there is no default input for the model, or its output holds neither logits nor hidden states.
     """
-    return _compare(*_prepare(source, compressed, inputs, seed))
+    return _compare(*prepare(source, compressed, inputs, seed))
 
 
 def measure_latency(
@@ -114,7 +117,7 @@ def measure_latency(
     seed: int = 0,
 ) -> Latency:
     """Time one forward pass of both models, interleaved; medians in milliseconds. Arguments as in `compare_outputs`."""
-    return _time_models(*_prepare(source, compressed, inputs, seed), repeats=repeats)
+    return _time_models(*prepare(source, compressed, inputs, seed), repeats=repeats)
 
 
 def measure_layers(
@@ -122,8 +125,8 @@ def measure_layers(
 ) -> tuple[tuple[LayerRecord, ...], str]:
     """Time every distinct shape and rank alone: one dense product against the two thin ones.
 
-    Returns the records with `latency_before_ms` and `latency_after_ms` set, and what was measured in words. The time taken is
-    about `seconds`, but at least three runs of each. Values of the weights do not matter to the time, so no model is loaded.
+    Returns the records with `latency_before_ms` and `latency_after_ms` set, and what was measured in words. The time
+    taken is about `seconds`, but at least three runs of each. Weights are random: their values do not matter to it.
     """
     import torch
 
@@ -146,7 +149,8 @@ def measure_layers(
             before, after = times[(*layer.shape, layer.rank)]
             layer = dataclasses.replace(layer, latency_before_ms=before, latency_after_ms=after)
         done.append(layer)
-    words = f"{tokens} tokens, float32, {torch.get_num_threads()} threads, median of {repeats} interleaved runs"
+    threads = format_count(torch.get_num_threads(), "thread")
+    words = f"{tokens} tokens, float32, {threads}, median of {repeats} interleaved runs"
     return tuple(done), words
 
 
@@ -237,8 +241,9 @@ def _sums(
     causal: bool,
 ) -> Iterator[tuple[str, float]]:
     """Sums over one batch from which the means over all batches follow. Padding is left out."""
-    import torch
     from torch.nn.functional import cosine_similarity, log_softmax, nll_loss
+
+    import torch
 
     positional = mask is not None and a.shape[:2] == mask.shape
     flat_a, flat_b = (a[mask], b[mask]) if positional else (a.flatten(0, -2), b.flatten(0, -2))
@@ -280,52 +285,3 @@ def _causal(model: Any) -> bool:
 
 def _dtype(model: Any) -> str:
     return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def _prepare(source: Any, compressed: Any, inputs: Mapping[str, Any] | None, seed: int) -> tuple[Any, Any, Inputs]:
-    dense = _load_dense(Path(source)) if isinstance(source, str | Path) else source.eval()
-    small = _load_compressed(Path(compressed)) if isinstance(compressed, str | Path) else compressed.eval()
-    if inputs is None:
-        directory = source if isinstance(source, str | Path) else getattr(dense.config, "_name_or_path", "")
-        found = Path(directory) if directory and Path(directory).is_dir() else None
-        return dense, small, default_inputs(dense, found, seed=seed)
-    mask = inputs.get("attention_mask")
-    shape = tuple(next(iter(inputs.values())).shape)
-    words = f"the caller's inputs, {' x '.join(map(str, shape))}"
-    return dense, small, Inputs((dict(inputs),), (None if mask is None else mask.bool(),), words, mask is not None)
-
-
-def _load_dense(path: Path) -> Any:
-    import torch
-    import transformers
-
-    with quiet_loading():
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        names = getattr(config, "architectures", None) or ["AutoModel"]
-        model_class = getattr(transformers, names[0], transformers.AutoModel)
-        return model_class.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
-        ).eval()
-
-
-def _load_compressed(path: Path) -> Any:
-    from tensorfact import compress
-
-    with quiet_loading():
-        return compress.load(path).float().eval()
-
-
-@contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Switch off the loading bars and remarks of transformers: two models load here, neither by the user's own call."""
-    from transformers.utils import logging
-
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

@@ -21,10 +21,12 @@ from typing import Any
 from tensorfact.compress._hf_classes import (
     FORMAT_VERSION,
     GUARD_KEY,
+    INSTALL,
     MODEL_TYPE,
     SHIM_NAME,
     family_config,
     model_class,
+    module_names,
     recipe_of,
     stored,
     write_shim,
@@ -38,6 +40,7 @@ __all__ = [
     "config_class",
     "dense_config",
     "load_model",
+    "module_names",
     "register",
     "write_shim",
 ]
@@ -113,9 +116,11 @@ def config_class() -> type[Any]:
 
     Needs transformers; made on the first call.
     """
-    from transformers import PreTrainedConfig
+    import transformers
 
-    class TensorfactConfig(PreTrainedConfig):  # type: ignore[misc]
+    base: Any = transformers.PreTrainedConfig
+
+    class TensorfactConfig(base):  # type: ignore[misc]
         model_type = MODEL_TYPE
 
         def __new__(cls, **kwargs: Any) -> Any:
@@ -148,23 +153,31 @@ def load_model(path: str | Path, auto_class: Any = None, **kwargs: Any) -> Any:
     Raises
     ------
     ValueError
-        If `path` is no compressed checkpoint, its recipe does not fit its tensors, or, without `auto_class`, a tensor
-        of the model is missing.
+        If `path` is no compressed checkpoint, its recipe does not fit its tensors, or, without `auto_class`, its class
+        is unknown or a tensor of the model is missing.
+    ImportError
+        If torch or transformers is missing.
     """
-    import transformers
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(f"loading a model needs torch and transformers: {INSTALL}") from error
 
     register()
     path = Path(path)
     if not (path / "config.json").is_file():
         raise ValueError(f"path must be a checkpoint directory with a config.json, got {str(path)!r}")
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    config: Any = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     if not hasattr(type(config), "base_model_type"):
         raise ValueError(f"path must be a compressed checkpoint, got model_type {config.model_type!r} in {str(path)!r}")
     if auto_class is not None:
         cls = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
         return cls.from_pretrained(path, local_files_only=True, **kwargs)
     names = config.architectures or []
-    cls = model_class(getattr(transformers, names[0]), type(config)) if names else transformers.AutoModel
+    base = getattr(transformers, names[0], None) if names else None
+    if base is None:
+        raise ValueError(f"architectures in config.json must name a class of transformers, got {names}")
+    cls = model_class(base, config.__class__)
     model, info = cls.from_pretrained(path, local_files_only=True, **{**kwargs, "output_loading_info": True})
     if info["missing_keys"]:
         raise ValueError(f"{str(path)!r} lacks tensors of {names}: {', '.join(sorted(info['missing_keys'])[:5])}")

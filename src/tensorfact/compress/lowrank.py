@@ -1,7 +1,8 @@
-"""The low-rank method: each weight W (out, in) becomes two factors, ``up @ down``, at a cost of rank * (out + in) numbers.
+"""The low-rank method: two factors, ``up @ down``, for each weight W (out, in), at a cost of rank * (out + in).
 
-Ranks come from one budget over all weights: uniform, or greedy on the removed energy of each weight relative to its own norm,
-per stored number. Without a floor, sharing by loss alone is worse than uniform (Swift-SVD, Table 6), hence `floor`.
+Ranks come from one budget over all weights: uniform, or greedy on the removed energy of each weight relative to its own
+norm, per stored number. Without a floor, sharing by loss alone is worse than uniform (Swift-SVD, Table 6), hence
+`floor`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,8 @@ class LowRankMethod:
     allocation : {"spectrum", "uniform"}
         Share the budget by the singular values of the weights, or give each weight the same share.
     rank_multiple : int
-        Ranks are multiples of it; small matrices use the largest divisor of it that leaves at least 8 steps to break-even.
+        Ranks are multiples of it; small matrices use the largest divisor of it that leaves at least 8 steps to
+        break-even.
     rank_pattern : dict of str to int
         Name, suffix or ``re:`` pattern -> rank; counts against the budget like the others.
     floor : float
@@ -60,6 +62,7 @@ class LowRankMethod:
     split: Literal["sqrt", "left", "right"] = "sqrt"
 
     def __post_init__(self) -> None:
+        """Check the options."""
         for name, value, allowed in (
             ("allocation", self.allocation, ("spectrum", "uniform")),
             ("solver", self.solver, ("subspace", "krylov", "shifted", "exact")),
@@ -127,7 +130,7 @@ class LowRankMethod:
 
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return ``up @ down``."""
-        return cast("npt.NDArray[Any]", arrays["up.weight"] @ arrays["down.weight"])
+        return arrays["up.weight"] @ arrays["down.weight"]
 
     def predicted_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return the error of the truncated SVD (Eckart and Young, 1936)."""
@@ -141,15 +144,16 @@ class LowRankMethod:
     ) -> Allocation:
         """Share ``param_ratio * sum(out * in)`` numbers among the layers; never above.
 
-        ``"uniform"`` rounds each share down on its own. ``"spectrum"`` ends when no layer's next step fits, so what is left is
-        less than one step of any layer that can still grow. Cost: O(S log L) for S steps and L layers.
+        ``"uniform"`` rounds each share down on its own. ``"spectrum"`` ends when no layer's next step fits, so what
+        is left is less than one step of any layer that can still grow. Cost: O(S log L) for S steps and L layers.
 
         Raises
         ------
         ValueError
             If rank 1 everywhere, or `rank_pattern`, already exceeds the budget, or a pattern matches nothing.
         """
-        budget = math.floor(param_ratio * sum(layer.size for layer in layers) + 1e-6)
+        total = sum(layer.size for layer in layers)
+        budget = whole = math.floor(param_ratio * total + 1e-6)
         fixed, free = self._split(layers)
         ranks: dict[str, int] = {}
         dense: dict[str, str] = {}
@@ -168,16 +172,18 @@ class LowRankMethod:
             item.rank = item.full if share >= 1 else max(item.least, _round_down(wanted, item.step))
             budget -= item.cost(item.rank)
         if budget < 0:
-            total = sum(layer.size for layer in layers)
-            least = param_ratio - budget / max(1, total)
+            least = (whole - budget) / total
             raise ValueError(
-                f"param_ratio must be at least {math.ceil(least * 1e4) / 1e4:g} for these weights and ranks, got {param_ratio}"
+                f"param_ratio must be at least {math.ceil(least * 1e4) / 1e4:g} for these weights and ranks, "
+                f"got {param_ratio}"
             )
         if self.allocation == "spectrum":
             _spend(shares, budget, analyses)
         for item in shares:
             if item.rank >= item.full:
-                dense[item.layer.name] = f"its share of the budget reaches break-even (rank {item.limit}): two factors would save nothing"
+                dense[item.layer.name] = (
+                    f"its share of the budget reaches break-even (rank {item.limit}): two factors would save nothing"
+                )
             else:
                 ranks[item.layer.name] = item.rank
         return Allocation(dict(ranks), dense)
@@ -188,7 +194,9 @@ class LowRankMethod:
         for pattern, rank in self.rank_pattern.items():
             for name in matching([pattern], names, argument="rank_pattern"):
                 chosen.setdefault(name, rank)  # the first pattern that matches wins
-        return [(la, chosen[la.name]) for la in layers if la.name in chosen], [la for la in layers if la.name not in chosen]
+        return [(la, chosen[la.name]) for la in layers if la.name in chosen], [
+            la for la in layers if la.name not in chosen
+        ]
 
 
 @dataclass(slots=True)
@@ -217,7 +225,7 @@ class _Share:
         return self.layer.size if rank >= self.full else rank * sum(self.layer.shape)
 
     def next(self) -> int:
-        """The next rank to try: one step, then the limit rounded down, then dense."""
+        """Return the next rank to try: one step up, or dense after the last step below the limit."""
         rank = self.rank - self.rank % self.step + self.step
         return rank if rank <= self.limit else self.full
 

@@ -1,28 +1,34 @@
 """Decide which tensors of a checkpoint are linear weights to be replaced, and say why the others are not.
 
-The model itself is the authority: it is built on the meta device (no memory, no weights) and its `nn.Linear` and `Conv1D`
-modules are the candidates. Where that is not possible, names decide, and the report says so.
+The model itself is the authority: it is built on the meta device (no memory, no weights) and its `nn.Linear` and
+`Conv1D` modules are the candidates. Where that is not possible, names decide, and the report says so.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tensorfact.compress._method import Layer
+from tensorfact.compress._modules import Modules, inspect_modules, is_embedding
 from tensorfact.compress._patterns import matches, matching
 from tensorfact.compress.checkpoint import FLOAT_TYPES, Checkpoint, CheckpointError, TensorInfo
 from tensorfact.compress.lowrank import break_even
 
 __all__ = ["Plan", "make_plan"]
 
-_HEADS = ("lm_head", "embed_out", "classifier", "score", "qa_outputs", "seq_relationship", "predictions.decoder", "head")
+_HEADS = (
+    "lm_head",
+    "embed_out",
+    "classifier",
+    "score",
+    "qa_outputs",
+    "seq_relationship",
+    "predictions.decoder",
+    "head",
+)
 _ROUTERS = ("router", "mlp.gate", "block_sparse_moe.gate", "shared_expert_gate", "router.classifier")
-_EMBEDDINGS = re.compile(r"embed|(^|\.)(wte|wpe|shared)(\.|$)|relative_attention_bias")
-_CONV1D_FAMILIES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,24 +38,6 @@ class Plan:
     layers: tuple[Layer, ...]
     dense: dict[str, str]
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Modules:
-    """What the model says of its modules: kind of each linear one, tied names, heads, and the kind of the others."""
-
-    linear: dict[str, str] = field(default_factory=dict)
-    tied: dict[str, str] = field(default_factory=dict)
-    heads: frozenset[str] = frozenset()
-    other: dict[str, str] = field(default_factory=dict)
-    prefix: str = ""
-
-    def find(self, table: dict[str, str], name: str) -> str | None:
-        """Look a checkpoint name up, with and without the prefix of the base model."""
-        for candidate in (name, f"{self.prefix}.{name}", name.removeprefix(f"{self.prefix}.")):
-            if candidate in table:
-                return table[candidate]
-        return None
 
 
 def make_plan(
@@ -66,8 +54,8 @@ def make_plan(
     checkpoint : Checkpoint
         Opened checkpoint.
     target_modules, exclude_modules : str or sequence of str, optional
-        Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None or ``"all-linear"`` targets every linear weight but
-        heads, routers and tied ends; naming a head targets it.
+        Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None or ``"all-linear"`` targets every linear
+        weight but heads, routers and tied ends; naming a head targets it.
     trust_remote_code : bool
         Whether code that lies in the checkpoint may run to build the model.
 
@@ -76,14 +64,14 @@ def make_plan(
     ValueError
         If a pattern matches nothing, a tied weight is targeted, or nothing is left to replace.
     """
-    modules, notes = _inspect(checkpoint, trust_remote_code=trust_remote_code)
+    modules, notes = inspect_modules(checkpoint, trust_remote_code=trust_remote_code)
     candidates: dict[str, Layer] = {}
     dense: dict[str, str] = {}
     for key, info in checkpoint.tensors.items():
         name, _, last = key.rpartition(".")
         if len(info.shape) < 2:
             continue
-        kind = modules.find(modules.linear, name) if last == "weight" else None
+        kind = modules.linear.get(name) if last == "weight" else None
         if kind is None:
             dense[key] = _why_not_linear(modules, name, info)
         elif len(info.shape) != 2:
@@ -105,30 +93,27 @@ def make_plan(
 
 def _choose(
     candidates: dict[str, Layer],
-    modules: _Modules,
+    modules: Modules,
     dense: dict[str, str],
     target_modules: str | Sequence[str] | None,
     exclude_modules: str | Sequence[str] | None,
 ) -> list[Layer]:
     targets, excluded = _patterns(target_modules, "target_modules"), _patterns(exclude_modules, "exclude_modules")
     everything = targets is None or list(targets) == ["all-linear"]
-    # A tied head is not stored, so a pattern that names it must still be understood, and refused.
-    for name, end in modules.tied.items():
-        if not everything and any(matches(pattern, name) for pattern in targets or ()) and modules.find(modules.linear, name):
-            raise ValueError(f"target_modules must not name one end of a tie: {name!r} shares its weight with {end!r}")
+    if not everything:
+        _refuse_ties(targets or (), {**modules.tied, **modules.absent}, [*candidates, *modules.absent])
     names = list(candidates)
     wanted = set(names if everything else matching(targets or (), names, argument="target_modules"))
-    unwanted = set(matching(excluded or (), names, argument="exclude_modules")) if excluded else set()
+    unwanted = set(matching(excluded or (), [*names, *modules.absent], argument="exclude_modules"))
     chosen = []
     for name, layer in candidates.items():
-        tie = modules.find(modules.tied, name)
         if name in unwanted:
             reason = "excluded by exclude_modules"
         elif name not in wanted:
             reason = "not among target_modules"
-        elif tie is not None:
-            reason = f"tied to {tie}"
-        elif everything and (modules.find(dict.fromkeys(modules.heads, "head"), name) or _ends(name, _HEADS)):
+        elif name in modules.tied:
+            reason = f"tied to {modules.tied[name]}"
+        elif everything and (name in modules.heads or _ends(name, _HEADS)):
             reason = "output head"
         elif everything and _ends(name, _ROUTERS):
             reason = "expert router"
@@ -139,75 +124,24 @@ def _choose(
     return chosen
 
 
-def _why_not_linear(modules: _Modules, name: str, info: TensorInfo) -> str:
-    kind = modules.find(modules.other, name)
-    if _EMBEDDINGS.search(name) and len(info.shape) == 2:
+def _why_not_linear(modules: Modules, name: str, info: TensorInfo) -> str:
+    key = info.name.removesuffix(".weight")
+    if key in modules.reasons:
+        return modules.reasons[key]
+    if is_embedding(name):
         return "embedding"
     if len(info.shape) == 3 and "expert" in info.name:
-        return "fused experts (3-D): not supported by this method yet"
-    if kind is not None and kind.startswith("Conv"):
-        return f"convolution ({kind})"
-    if kind is not None:
-        return f"not a linear weight ({kind})"
-    return f"not a linear module of the model ({len(info.shape)} axes)"
+        return "fused experts (3-D): not supported yet"
+    return f"not a linear weight ({len(info.shape)} axes)"
 
 
-def _inspect(checkpoint: Checkpoint, *, trust_remote_code: bool) -> tuple[_Modules, list[str]]:
-    try:
-        return _from_model(checkpoint, trust_remote_code=trust_remote_code), []
-    except ImportError:
-        reason = "torch and transformers are not installed"
-    except Exception as error:  # any model class may fail in its own way; the names still serve
-        reason = f"the model could not be built ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-    return _from_names(checkpoint), [f"linear weights were chosen by their names: {reason}"]
-
-
-def _from_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> _Modules:
-    import torch
-    import transformers
-    from transformers.pytorch_utils import Conv1D
-
-    directory = str(checkpoint.directory)
-    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=trust_remote_code)
-    names = checkpoint.config.get("architectures") or []
-    architecture: Any = getattr(transformers, names[0], None) if names else None
-    with torch.device("meta"):
-        if architecture is not None and not (trust_remote_code and "auto_map" in checkpoint.config):
-            model = architecture(config)
-        else:
-            model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    model.tie_weights()
-    linear: dict[str, str] = {}
-    other: dict[str, str] = {}
-    owners: dict[int, str] = {}
-    tied: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            linear[name] = "linear"
-        elif isinstance(module, Conv1D):
-            linear[name] = "conv1d"
-        else:
-            other[name] = type(module).__name__
-        weight = module._parameters.get("weight")
-        if weight is not None:
-            first = owners.setdefault(id(weight), name)
-            if first != name:
-                tied[name], tied[first] = first, name
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    heads = frozenset(name for name, module in model.named_modules() if head is not None and module is head)
-    return _Modules(linear, tied, heads, other, getattr(model, "base_model_prefix", ""))
-
-
-def _from_names(checkpoint: Checkpoint) -> _Modules:
-    linear: dict[str, str] = {}
-    family = str(checkpoint.config.get("model_type"))
-    for key, info in checkpoint.tensors.items():
-        name, _, last = key.rpartition(".")
-        parts = name.rsplit(".", 1)[-1]
-        if last == "weight" and len(info.shape) == 2 and not _EMBEDDINGS.search(name) and "norm" not in parts.lower():
-            transposed = family in _CONV1D_FAMILIES and parts in ("c_attn", "c_proj", "c_fc", "q_attn")
-            linear[name] = "conv1d" if transposed else "linear"
-    return _Modules(linear)
+def _refuse_ties(targets: Sequence[str], ties: dict[str, str], linear: Sequence[str]) -> None:
+    for name in linear:
+        if name in ties and any(matches(pattern, name) for pattern in targets):
+            raise ValueError(
+                f"target_modules must not name one end of a tie, got {name!r}, whose weight is that of {ties[name]!r}: "
+                "untie the model first"
+            )
 
 
 def _patterns(value: str | Sequence[str] | None, argument: str) -> list[str] | None:

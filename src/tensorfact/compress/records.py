@@ -50,8 +50,8 @@ class LayerRecord:
     seconds : float
         Time spent on this weight by its worker, reading included.
     spectrum : tuple of (int, float)
-        At most 64 points ``(index from 1, sigma_index / sigma_1)``, log-spaced. Empty when unknown. It spans all singular
-        values when `optimal_error` is not None, else only the `rank` leading ones.
+        At most 64 points ``(index from 1, sigma_index / sigma_1)``, log-spaced. Empty when unknown. It spans all
+        singular values when `optimal_error` is not None, else only the `rank` leading ones.
     notes : tuple of str
         Fallbacks and remarks of the factorisation.
     latency_before_ms, latency_after_ms : float or None
@@ -118,8 +118,8 @@ class Latency:
 class Fidelity:
     """How close the outputs of the compressed model are to those of the source, on `input`.
 
-    `metrics` maps a name with its unit or range (for example ``"cosine_mean"``, ``"relative_error"``, ``"top1_agreement"``)
-    to a value; `output` names the tensor compared.
+    `metrics` maps a name with its unit or range (for example ``"cosine_mean"``, ``"relative_error"``,
+    ``"top1_agreement"``) to a value; `output` names the tensor compared.
     """
 
     input: str

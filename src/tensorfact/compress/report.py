@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import statistics
 from collections.abc import Sequence
 
-from ._grouping import (
+from tensorfact.compress._grouping import (
     Kind,
     common_prefix,
     format_bytes,
+    format_count,
     format_metric,
     format_rank,
     format_speed,
@@ -19,13 +21,13 @@ from ._grouping import (
     title,
     true_width,
 )
-from .records import LayerRecord, Report
+from tensorfact.compress.records import LayerRecord, Report
 
 __all__ = ["render_terminal"]
 
 _MOST_ROWS = 60
 _HEADERS = ("layer", "shape", "rank", "error", "bytes", "latency, ms")
-_DROP_FIRST = (5, 1, 2)  # columns to give up, in this order, where even shortened names leave no room
+_DROP_FIRST = (5, 1, 4)  # columns to give up, in this order, where even shortened names leave no room
 _GAP = "  "
 
 
@@ -73,10 +75,10 @@ def _head(report: Report) -> list[str]:
 
 def _layer_rows(layers: Sequence[LayerRecord]) -> list[tuple[str, ...]]:
     skip = len(common_prefix(layer.name for layer in layers))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for layer in layers:
         m, n = layer.shape
-        rank = f"{format_rank(layer)} of {min(m, n)}"
+        rank = f"{format_rank(layer)}/{min(m, n)}"
         error = "-" if layer.error is None else f"{layer.error:.4f}"
         sizes = f"{format_bytes(layer.bytes_before)} -> {format_bytes(layer.bytes_after)}"
         rows.append((layer.name[skip:], f"{m} x {n}", rank, error, sizes, _times([layer])))
@@ -94,7 +96,7 @@ def _kind_row(kind: Kind) -> tuple[str, ...]:
     name = f"{kind.name} ({len(kind.layers)})"
     full = min(kind.layers[0].shape)
     sizes = f"{format_bytes(before)} -> {format_bytes(after)}"
-    return name, kind.shapes, f"{kind.ranks} of {full}", span, sizes, _times(kind.layers)
+    return name, kind.shapes, f"{kind.ranks}/{full}", span, sizes, _times(kind.layers)
 
 
 def _times(layers: Sequence[LayerRecord]) -> str:
@@ -107,13 +109,11 @@ def _times(layers: Sequence[LayerRecord]) -> str:
 
 
 def _totals(report: Report) -> list[tuple[str, ...]]:
-    before, after = (
-        sum(getattr(layer, key) for layer in report.layers) for key in ("bytes_before", "bytes_after")
-    )
+    before, after = (sum(getattr(layer, key) for layer in report.layers) for key in ("bytes_before", "bytes_after"))
     mean = mean_error(report.layers)
     return [
         (
-            f"compressed ({len(report.layers)})",
+            f"{len(report.layers)} weights",
             "",
             "",
             "" if mean is None else f"mean {mean:.4f}",
@@ -121,7 +121,7 @@ def _totals(report: Report) -> list[tuple[str, ...]]:
             "",
         ),
         (
-            "whole checkpoint",
+            "checkpoint",
             "",
             "",
             "",
@@ -140,9 +140,9 @@ def _table(rows: list[tuple[str, ...]], totals: list[tuple[str, ...]], width: in
         return sum(widths[i] + len(_GAP) for i in columns if i)
 
     for column in _DROP_FIRST:
-        if column in columns and width - rest() < min(widths[0], 24):
+        if column in columns and width - rest() < min(widths[0], 20):
             columns.remove(column)
-    widths[0] = max(8, min(widths[0], width - rest()))
+    widths[0] = max(12, min(widths[0], width - rest()))
     rule = "-" * min(width, widths[0] + rest())
 
     def line(row: Sequence[str]) -> str:
@@ -154,19 +154,19 @@ def _table(rows: list[tuple[str, ...]], totals: list[tuple[str, ...]], width: in
 
 
 def shorten(name: str, width: int) -> str:
-    """Cut the middle of `name` out: both the block number at its start and the role at its end say which layer it is."""
+    """Cut `name` to `width`: its end says the role of the layer, a number at its start the block; both stay."""
     if len(name) <= width:
         return name
-    if width < 8:
-        return name[-width:]
-    head = max(2, (width - 2) // 3)
-    return f"{name[:head]}..{name[len(name) - (width - 2 - head) :]}"
+    block = re.match(r"\d+\.", name)
+    head = block[0] if block and len(block[0]) + 6 <= width else ""
+    return f"{head}..{name[len(name) - max(1, width - 2 - len(head)) :]}"[:width]
 
 
 def _dense_lines(report: Report) -> list[str]:
     lines = [
         f"kept: {report.achieved_ratio:.1%} of the {report.targeted_before:,} targeted parameters, "
-        f"{report.total_ratio:.1%} of all {report.params_before:,}"
+        f"{report.total_ratio:.1%} of all {report.params_before:,}; "
+        f"{format_bytes(report.bytes_before)} -> {format_bytes(report.bytes_after)}"
     ]
     for reason, records in group_dense(report.dense).items():
         size = format_bytes(sum(record.bytes for record in records))
@@ -185,7 +185,7 @@ def _measured(report: Report) -> list[str]:
         speed = format_speed(time.before_ms, time.after_ms)
         lines.append(
             f"latency: {time.before_ms:.1f} -> {time.after_ms:.1f} ms a forward pass, {speed} "
-            f"({time.input}; {time.threads} threads, median of {time.repeats} interleaved runs)"
+            f"({time.input}; {format_count(time.threads, 'thread')}, median of {time.repeats} interleaved runs)"
         )
         if time.layer_input:
             lines.append(f"latency of single layers: {time.layer_input}")

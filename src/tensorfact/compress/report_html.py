@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from html import escape
 
-from . import _page
-from ._charts import Frame, depth_class, linear_ticks, log_ticks
-from ._grouping import (
+from tensorfact.compress import _page, _report_charts
+from tensorfact.compress._grouping import (
     Kind,
     common_prefix,
     format_bytes,
+    format_count,
     format_metric,
     format_rank,
     format_speed,
     group_dense,
     group_layers,
-    largest_rank,
     mean_error,
     title,
 )
-from .records import LayerRecord, Report, Spectrum
+from tensorfact.compress.records import LayerRecord, Report
 
 __all__ = ["render_html"]
 
-_MOST_CURVES = 48
 _OPEN_ROWS = 60
-_FLOOR = 1e-6  # a spectrum below this is round-off; it would stretch every scale
 
 
 def render_html(report: Report) -> str:
@@ -44,7 +40,7 @@ def render_html(report: Report) -> str:
     str
         A page that needs no network, no script and no other file; light and dark as the reader's system asks.
     """
-    kinds = group_layers(report.layers)
+    kinds = group_layers(report.layers, report.dense)
     parts = [_head(report), _page.tiles(_tiles(report)), _sizes(report, kinds)]
     if kinds:
         parts += [_kinds(report, kinds), _layer_table(report)]
@@ -56,8 +52,8 @@ def _head(report: Report) -> str:
     verb = "would keep" if report.dry_run else "keeps"
     words = (
         f"<b>{len(report.layers)} weights</b> of {escape(report.architecture or report.model_type or 'the model')}, "
-        f"method <b>{escape(report.method)}</b>: {verb} <b>{report.achieved_ratio:.1%}</b> of the parameters it targets "
-        f"(asked for {report.param_ratio:.0%}) and {report.total_ratio:.1%} of the whole checkpoint."
+        f"method <b>{escape(report.method)}</b>: {verb} <b>{report.achieved_ratio:.1%}</b> of the parameters it "
+        f"targets (asked for {report.param_ratio:.0%}) and {report.total_ratio:.1%} of the whole checkpoint."
     )
     if report.dry_run:
         words += " An estimate: nothing was written, errors are predictions."
@@ -90,7 +86,9 @@ def _tiles(report: Report) -> list[str]:
     if report.fidelity is not None and report.fidelity.metrics:
         shown = [format_metric(name, value) for name, value in _by_importance(report.fidelity.metrics)]
         others = "; ".join(f"{label} {value}" for label, value in shown[1:3])
-        tiles.append(_page.tile(shown[0][0], shown[0][1], f"outputs compared; {others}" if others else "outputs compared"))
+        tiles.append(
+            _page.tile(shown[0][0], shown[0][1], f"outputs compared; {others}" if others else "outputs compared")
+        )
     if report.latency is not None:
         time = report.latency
         small = f"{time.before_ms:.1f} ms before, {time.after_ms:.1f} ms after"
@@ -121,7 +119,8 @@ def _sizes(report: Report, kinds: Sequence[Kind]) -> str:
     widest = max([row[1] for row in rows] + [row[2] for row in rows] + [count for _, count in dense], default=0) or 1
     lines = []
     for name, before, after in rows:
-        bars = f'<i class="b" style="width:{100 * before / widest:.2f}%"></i><i class="a" style="width:{100 * after / widest:.2f}%"></i>'
+        pair = (("b", before), ("a", after))
+        bars = "".join(f'<i class="{css}" style="width:{100 * count / widest:.2f}%"></i>' for css, count in pair)
         lines.append((name, bars, f"{format_bytes(before)} → {format_bytes(after)} ({_share(after, before)})"))
     for name, count in dense:
         bars = f'<i class="d" style="width:{100 * count / widest:.2f}%"></i>'
@@ -138,23 +137,24 @@ def _sizes(report: Report, kinds: Sequence[Kind]) -> str:
 
 
 def _kinds(report: Report, kinds: Sequence[Kind]) -> str:
-    low = _lowest(report.layers)
+    low = _report_charts.lowest(report.layers)
     errors = [layer.error for layer in report.layers if layer.error is not None]
     error_top = max([*errors, *(layer.optimal_error or 0.0 for layer in report.layers)], default=1.0)
     cards = []
     for kind in kinds:
         known = mean_error(kind.layers)
         about = [
-            f"{len(kind.layers)} weight{'s' if len(kind.layers) > 1 else ''}, {kind.shapes.replace('x', '×')}",
-            f"rank {kind.ranks.replace('-', '–')} of {min(kind.layers[0].shape)}",
+            f"{format_count(len(kind.layers), 'weight')}, {kind.shapes.replace('x', _page.TIMES)}",
+            f"rank {kind.ranks.replace('-', ' to ')} of {min(kind.layers[0].shape)}",
             "" if known is None else f"mean error {known:.3f}",
+            f"{len(kind.dense)} left dense" if kind.dense else "",
         ]
         header = f"<h3>{escape(kind.name)}</h3>" + "".join(f"<span>{escape(text)}</span>" for text in about if text)
         charts = [
-            ("singular values σᵢ / σ₁, rank marked", _spectra(kind, low)),
-            ("stored bytes", _bytes(kind)),
-            ("relative error", _errors(kind, error_top)),
-            ("latency of one layer, ms", _latency(kind)),
+            ("singular values σᵢ / σ₁, rank marked", _report_charts.spectra(kind, low)),
+            ("stored bytes", _report_charts.stored_bytes(kind)),
+            ("relative error", _report_charts.errors(kind, error_top)),
+            ("latency of one layer, ms", _report_charts.latency(kind)),
         ]
         figures = "".join(f"<figure><figcaption>{cap}</figcaption>{svg}</figure>" for cap, svg in charts if svg)
         cards.append(f'<div class="card kind"><header>{header}</header><div class="charts">{figures}</div></div>')
@@ -162,131 +162,34 @@ def _kinds(report: Report, kinds: Sequence[Kind]) -> str:
         '<div class="legend"><span><i class="ramp"></i>first to last block</span>'
         '<span><i class="sw r"></i>chosen rank; achieved error; after</span>'
         '<span><i class="sw o"></i>smallest error possible at that rank</span>'
-        '<span><i class="sw b"></i>before</span>'
+        '<span><i class="sw b"></i>before</span><span><i class="sw d"></i>left dense</span>'
         '<span><i class="sw dash"></i>break-even: at this rank two factors are as large as the weight</span></div>'
     )
     text = (
-        "One row for each kind of module, its layers from the first block to the last. Spectra and errors have one scale on "
-        "the whole page; bytes and latency have their own in every row. Point at a mark for its layer."
+        "One row for each kind of module, its layers from the first block to the last. Spectra and errors have one "
+        "scale on the whole page; bytes and latency have their own in every row. Point at a mark for its layer."
     )
     if report.latency is not None and report.latency.layer_input:
         text += f" Latency of single layers: {escape(report.latency.layer_input)}."
     return _page.section("Layer by layer", text, legend + "".join(cards))
 
 
-def _lowest(layers: Sequence[LayerRecord]) -> float:
-    """Bottom of the scale of the spectra: every chosen rank is above it, and of the steep end of a curve most is cut off."""
-    values = [_at(layer.spectrum, largest_rank(layer), _FLOOR) for layer in layers if layer.spectrum]
-    values += [_at(layer.spectrum, round(0.85 * layer.spectrum[-1][0]), _FLOOR) for layer in layers if layer.spectrum]
-    return max(_FLOOR, 0.8 * min(values, default=0.1))
-
-
-def _spectra(kind: Kind, low: float) -> str:
-    layers = [layer for layer in kind.layers if len(layer.spectrum) > 1]
-    if not layers:
-        return ""
-    shown = range(len(layers))
-    if len(layers) > _MOST_CURVES:
-        shown = [round(i * (len(layers) - 1) / (_MOST_CURVES - 1)) for i in range(_MOST_CURVES)]  # type: ignore[assignment]
-    size = max(min(layer.shape) for layer in layers)
-    ticks = log_ticks(low)
-    frame = Frame(x=(1, size), y=(min(low, ticks[0]), 1.0), log_y=True)
-    frame.y_axis(ticks)
-    frame.x_axis([(1, "1"), ((1 + size) / 2, str(size // 2)), (size, str(size))])
-    m, n = layers[0].shape
-    if m * n / (m + n) < size:
-        frame.rule(m * n / (m + n), "even", f"break-even rank {m * n // (m + n)}")
-    marks = []
-    for i in shown:
-        layer, css = layers[i], depth_class(i, len(layers))
-        inside = sum(value >= low for _, value in layer.spectrum)  # up to the first point below the scale, which is clipped
-        points = [(float(index), value) for index, value in layer.spectrum[: inside + 1]]
-        frame.line(points, f"ln {css}", f"{layer.name}: rank {format_rank(layer)}")
-        marks.append((largest_rank(layer), _at(layer.spectrum, largest_rank(layer), low), f"pt {css}", layer))
-    for rank, value, css, layer in marks:  # after the lines, so that no line hides one
-        frame.dot(rank, value, css, f"{layer.name}: rank {format_rank(layer)}, σ/σ₁ {value:.3g}")
-    return frame.svg(f"singular values of {len(layers)} weights of kind {kind.name}")
-
-
-def _at(spectrum: Spectrum, index: int, low: float) -> float:
-    """Value of a sampled spectrum at `index`, between samples on a straight line in the logarithm."""
-    before, after = spectrum[0], spectrum[-1]
-    for point in spectrum:
-        if point[0] <= index:
-            before = point
-        if point[0] >= index:
-            after = point
-            break
-    if after[0] <= before[0]:
-        return max(before[1], low)
-    share = (index - before[0]) / (after[0] - before[0])
-    return math.exp((1 - share) * math.log(max(before[1], low)) + share * math.log(max(after[1], low)))
-
-
-def _blocks(kind: Kind, frame: Frame) -> None:
-    count = len(kind.layers)
-    frame.x_axis([(0, "0"), (count - 1, str(count - 1))] if count > 1 else [(0, "")])
-
-
-def _bytes(kind: Kind) -> str:
-    top = max(max(layer.bytes_before, layer.bytes_after) for layer in kind.layers)
-    unit, divisor = next(((u, d) for u, d in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)) if top >= d), ("B", 1))
-    ticks = linear_ticks(top / divisor)
-    frame = _by_depth(kind, ticks[-1])
-    frame.y_axis(ticks, lambda tick: f"{tick:g}" if tick < ticks[-1] else f"{tick:g} {unit}")
-    span = 0.72 if len(kind.layers) > 1 else 0.3
-    for i, layer in enumerate(kind.layers):
-        tip = f"{layer.name}: {format_bytes(layer.bytes_before)} → {format_bytes(layer.bytes_after)}"
-        frame.bar(i, span, layer.bytes_before / divisor, "bb", tip)
-        frame.bar(i, span, layer.bytes_after / divisor, "ba", tip)
-    _blocks(kind, frame)
-    return frame.svg(f"bytes before and after of {kind.name}")
-
-
-def _errors(kind: Kind, top: float) -> str:
-    known = [(i, layer) for i, layer in enumerate(kind.layers) if layer.error is not None]
-    if not known:
-        return ""
-    ticks = linear_ticks(top)
-    frame = _by_depth(kind, ticks[-1])
-    frame.y_axis(ticks)
-    for i, layer in known:
-        if layer.optimal_error is not None:
-            frame.dot(i, layer.optimal_error, "opt", f"{layer.name}: optimal {layer.optimal_error:.4f}", 4.4)
-    for i, layer in known:
-        tip = f"{layer.name}: error {layer.error:.4f} at rank {format_rank(layer)}"
-        frame.dot(i, layer.error or 0.0, f"pt {depth_class(i, len(kind.layers))}", tip)
-    _blocks(kind, frame)
-    return frame.svg(f"relative error of {kind.name}")
-
-
-def _latency(kind: Kind) -> str:
-    known = [
-        (i, layer, layer.latency_before_ms, layer.latency_after_ms)
-        for i, layer in enumerate(kind.layers)
-        if layer.latency_before_ms is not None and layer.latency_after_ms is not None
-    ]
-    if not known:
-        return ""
-    ticks = linear_ticks(max(max(before, after) for _, _, before, after in known))
-    frame = _by_depth(kind, ticks[-1])
-    frame.y_axis(ticks)
-    for i, layer, before, after in known:
-        tip = f"{layer.name}: {before:.3f} → {after:.3f} ms, {format_speed(before, after)}"
-        frame.line([(i, before), (i, after)], "pair")
-        frame.dot(i, before, "pt bb", tip)
-        frame.dot(i, after, "pt ba", tip)
-    _blocks(kind, frame)
-    return frame.svg(f"latency before and after of {kind.name}")
-
-
-def _by_depth(kind: Kind, top: float) -> Frame:
-    return Frame(x=(-0.6, max(0, len(kind.layers) - 1) + 0.6), y=(0.0, top))
-
-
 def _layer_table(report: Report) -> str:
     prefix = common_prefix(layer.name for layer in report.layers)
-    headers = ("layer", "shape", "rank", "error", "optimal", "bytes before", "after", "kept", "ms before", "after", "algorithm", "notes")
+    headers = (
+        "layer",
+        "shape",
+        "rank",
+        "error",
+        "optimal",
+        "bytes before",
+        "after",
+        "kept",
+        "ms before",
+        "after",
+        "algorithm",
+        "notes",
+    )
     body = _page.table(headers, (_row(layer, len(prefix)) for layer in report.layers), left=(10,), wrap=(11,))
     state = " open" if len(report.layers) <= _OPEN_ROWS else ""
     text = f"Names without the leading <b>{escape(prefix)}</b>." if prefix else ""
@@ -301,7 +204,7 @@ def _row(layer: LayerRecord, skip: int) -> tuple[str, ...]:
     m, n = layer.shape
     return (
         layer.name[skip:],
-        f"{m} × {n}",
+        f"{m} {_page.TIMES} {n}",
         f"{format_rank(layer)} / {min(m, n)}",
         number(layer.error, ".4f"),
         number(layer.optimal_error, ".4f"),
@@ -321,7 +224,7 @@ def _dense(report: Report) -> str:
     groups = []
     for reason, records in group_dense(report.dense).items():
         size = format_bytes(sum(record.bytes for record in records))
-        rows = ((r.name, " × ".join(map(str, r.shape)), r.dtype, format_bytes(r.bytes)) for r in records)
+        rows = ((r.name, f" {_page.TIMES} ".join(map(str, r.shape)), r.dtype, format_bytes(r.bytes)) for r in records)
         table = _page.table(("tensor", "shape", "type", "bytes"), rows)
         state = " open" if len(records) <= 12 else ""
         groups.append(f"<details{state}><summary>{escape(reason)}: {len(records)}, {size}</summary>{table}</details>")
@@ -345,7 +248,7 @@ def _how(report: Report) -> str:
         items.append(("outputs", f"{values}; {report.fidelity.output} on {report.fidelity.input}"))
     if report.latency is not None:
         time = report.latency
-        words = f"median of {time.repeats} interleaved runs, {time.threads} threads; {time.input}"
+        words = f"median of {time.repeats} interleaved runs, {format_count(time.threads, 'thread')}; {time.input}"
         items.append(("forward pass", f"{time.before_ms:.2f} ms before, {time.after_ms:.2f} ms after; {words}"))
     speeds = [
         layer.latency_before_ms / layer.latency_after_ms

@@ -1,7 +1,7 @@
 """Compress a checkpoint: plan, spectra, shares, factors, report; and the same without writing.
 
-The largest weight, its factors and the workspace of the method are in memory once for each worker, whatever the size of the
-checkpoint: workers read their own weight, the writer puts each result at its place in the file and forgets it.
+The largest weight, its factors and the workspace of the method are in memory once for each worker, whatever the size
+of the checkpoint: workers read their own weight, the writer puts each result at its place in the file and forgets it.
 """
 
 from __future__ import annotations
@@ -64,13 +64,15 @@ def compress(
     Parameters
     ----------
     model_or_path : path or transformers.PreTrainedModel
-        Local checkpoint directory in safetensors format, or a model in memory, which is saved to a temporary directory first.
+        Local checkpoint directory in safetensors format, or a model in memory, which is saved to a temporary
+        directory first.
     out : path
         Target directory. It appears when it is complete; a run that fails or is interrupted leaves nothing.
     param_ratio : float
-        Share of the parameters of the *targeted linear weights* that stays, in (0, 1]. It is a bound: what is achieved is never
-        above, and within one `rank_multiple` step of it where the ranks are shared by the spectra. Embeddings, norms, biases and
-        heads are not in this number; the report has the ratio of the whole checkpoint too.
+        Share of the parameters of the *targeted linear weights* that stays, in (0, 1]. It is a bound: what is
+        achieved is never above, and within one `rank_multiple` step of it where the ranks are shared by the spectra.
+        Embeddings, norms, biases and heads are not in this number; the report has the ratio of the whole checkpoint
+        too.
     method : str or Method
         ``"lowrank"``, or an instance such as ``LowRankMethod(solver="krylov")``.
     allocation : {"spectrum", "uniform"}, optional
@@ -84,11 +86,11 @@ def compress(
     calibration : None
         Reserved for methods that use data.
     target_modules, exclude_modules : str or list of str, optional
-        Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None targets every linear weight except output heads,
-        expert routers and tied weights.
+        Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None targets every linear weight except output
+        heads, expert routers and tied weights.
     executor : str or concurrent.futures.Executor, optional
-        ``"serial"``, ``"threads:N"``, ``"processes:N"``, ``"dask:ADDRESS"`` or an executor. None means threads, one a core.
-        The result has the same bits on each. Scripts that use processes need the ``if __name__ == "__main__"`` guard.
+        ``"serial"``, ``"threads:N"``, ``"processes:N"``, ``"dask:ADDRESS"`` or an executor. None means threads, one a
+        core. The result has the same bits on each. Processes need ``if __name__ == "__main__"`` in scripts.
     progress : bool or callable, optional
         True for a bar on a terminal, or ``progress(phase, done, total, name)``.
     rng : None, int, Generator or SeedSequence
@@ -110,7 +112,8 @@ def compress(
     Raises
     ------
     ValueError
-        If an argument is out of range, a pattern matches nothing, or the checkpoint cannot be trusted (`CheckpointError`).
+        If an argument is out of range, a pattern matches nothing, or the checkpoint cannot be trusted
+        (`CheckpointError`).
     FileExistsError
         If `out` exists and `overwrite` is false.
     OSError
@@ -118,8 +121,8 @@ def compress(
 
     Notes
     -----
-    Peak memory is that of the largest weight and its workspace, once for each worker. The source is read twice when ranks are
-    shared by the spectra, else once.
+    Peak memory is that of the largest weight and its workspace, once for each worker. The source is read twice when
+    ranks are shared by the spectra, else once.
     """
     begin = time.perf_counter()
     shard_size = parse_size(max_shard_size)
@@ -161,8 +164,8 @@ def estimate(
 ) -> Report:
     """Say what `compress` would do, without writing: ranks, parameters, bytes, and the least errors possible.
 
-    The spectra are computed where the ranks depend on them; with ``allocation="uniform"`` no weight is read and the errors are
-    None. Parameters are those of `compress`.
+    The spectra are computed where the ranks depend on them; with ``allocation="uniform"`` no weight is read and the
+    errors are None. Parameters are those of `compress`.
     """
     begin = time.perf_counter()
     extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple)
@@ -180,7 +183,8 @@ def estimate(
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Any:
     """Load a compressed checkpoint as the transformers model named in its configuration.
 
-    Keyword arguments go to ``from_pretrained`` (``dtype``, ``device_map``). Nothing is fetched. Needs torch and transformers.
+    Keyword arguments go to ``from_pretrained`` (``dtype``, ``device_map``). Nothing is fetched. Needs torch and
+    transformers.
     """
     from tensorfact.compress.huggingface import load_model
 
@@ -215,7 +219,9 @@ class _Job:
     def share(self, pool: Pool, progress: ProgressCallback | None) -> None:
         start = time.perf_counter()
         if self.method.needs_analysis:
-            order = sorted(self.plan.layers, key=lambda layer: -layer.size)  # the longest tasks first: workers end together
+            order = sorted(
+                self.plan.layers, key=lambda layer: -layer.size
+            )  # the longest tasks first: workers end together
             tasks = [(self.method, layer) for layer in order]
             with (
                 steps(progress, "spectra", len(order)) as step,
@@ -299,7 +305,9 @@ class _Job:
         )
 
     def report(self, label: str, out: str | None, executor: str) -> Report:
-        replaced = [self.made.get(la.name) or self._record(la, self.allocation.ranks[la.name], None) for la in self.replaced()]
+        replaced = [
+            self.made.get(la.name) or self._record(la, self.allocation.ranks[la.name], None) for la in self.replaced()
+        ]
         targeted = {layer.info.name: layer for layer in self.plan.layers}
         dense = []
         for key, info in self.checkpoint.tensors.items():
@@ -342,12 +350,14 @@ def _job(method: str | Method, options: Mapping[str, Any], param_ratio: float, c
         raise ValueError(f"param_ratio must be in (0, 1]: the share of the parameters that stays, got {param_ratio!r}")
     made = create(method, options)
     if calibration is not None:
-        raise ValueError(f"calibration must be None: the {made.name} method uses no data in this version, got {calibration!r}")
+        raise ValueError(
+            f"calibration must be None: the {made.name} method uses no data in this version, got {calibration!r}"
+        )
     try:
         generator = np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
         raise ValueError(f"rng must be None, an integer >= 0, a Generator or a SeedSequence, got {rng!r}") from error
-    seed = rng if isinstance(rng, int) else int(generator.integers(2**53))
+    seed = int(rng) if isinstance(rng, int | np.integer) else int(generator.integers(2**53))
     return _Job(made, float(param_ratio), seed)
 
 
@@ -357,7 +367,7 @@ def _given(**options: Any) -> dict[str, Any]:
 
 @contextmanager
 def _directory(model_or_path: Any, *, beside: Path | None) -> Iterator[tuple[Path, str]]:
-    """Yield the checkpoint directory and its name for the report; a model in memory is saved for the time of the run."""
+    """Yield the checkpoint directory and its name for the report; a model in memory is saved for the run."""
     if isinstance(model_or_path, str | os.PathLike):
         yield Path(model_or_path), str(model_or_path)
     elif hasattr(model_or_path, "save_pretrained"):
@@ -365,7 +375,9 @@ def _directory(model_or_path: Any, *, beside: Path | None) -> Iterator[tuple[Pat
             model_or_path.save_pretrained(folder)
             yield Path(folder), f"{type(model_or_path).__name__} in memory"
     else:
-        raise ValueError(f"model_or_path must be a directory or a transformers model, got {type(model_or_path).__name__}")
+        raise ValueError(
+            f"model_or_path must be a directory or a transformers model, got {type(model_or_path).__name__}"
+        )
 
 
 def _compared(report: Report, source: Path, result: Path, compare: bool | None, size: int) -> Report:
@@ -389,7 +401,9 @@ def _compared(report: Report, source: Path, result: Path, compare: bool | None, 
 
 
 def _dense(info: TensorInfo, name: str, reason: str) -> DenseRecord:
-    return DenseRecord(name=name, reason=reason, shape=info.shape, dtype=info.dtype, params=info.size, bytes=info.nbytes)
+    return DenseRecord(
+        name=name, reason=reason, shape=info.shape, dtype=info.dtype, params=info.size, bytes=info.nbytes
+    )
 
 
 def _peak_memory() -> int | None:

@@ -17,8 +17,8 @@ __all__ = ["verify"]
 def verify(path: str | os.PathLike[str], *, deep: bool = False) -> list[str]:
     """Return the problems of a compressed checkpoint; an empty list means that it is as it was written.
 
-    Checked are the version and the digest of ``tensorfact.json``, size and SHA-256 of every file that it lists, files that it
-    does not list, the headers, and the shapes of the factors against the ranks of record and configuration.
+    Checked are the version and the digest of ``tensorfact.json``, size and SHA-256 of every file that it lists, files
+    that it does not list, the headers, and the shapes of the factors against the ranks of record and configuration.
 
     Parameters
     ----------
@@ -117,11 +117,15 @@ def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
 
 
 def _model(directory: Path) -> list[str]:
+    from tensorfact.compress._inputs import quiet_loading
     from tensorfact.compress.huggingface import load_model
 
     try:
-        model = load_model(directory)
-        _, info = type(model).from_pretrained(directory, local_files_only=True, output_loading_info=True)
+        with quiet_loading():
+            model = load_model(directory)
+            _, info = type(model).from_pretrained(directory, local_files_only=True, output_loading_info=True)
     except (ImportError, CheckpointError, ValueError, RuntimeError, OSError) as error:
         return [f"the model does not load: {error}"]
-    return [f"{kind.replace('_', ' ')}: {key}" for kind in ("missing_keys", "unexpected_keys") for key in sorted(info[kind])]
+    return [
+        f"{kind.replace('_', ' ')}: {key}" for kind in ("missing_keys", "unexpected_keys") for key in sorted(info[kind])
+    ]

@@ -1,8 +1,8 @@
 """Write a checkpoint directory so that it appears complete or not at all.
 
-Everything goes into a hidden directory beside the target, which is renamed at the end. The sizes of all tensors are known
-before the first one is computed, so headers are written first, disk space is reserved, and each tensor is then written at its
-own offset, in any order, and forgotten.
+Everything goes into a hidden directory beside the target, which is renamed at the end. The sizes of all tensors are
+known before the first one is computed, so headers are written first, disk space is reserved, and each tensor is then
+written at its own offset, in any order, and forgotten.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -80,14 +81,18 @@ class CheckpointWriter:
         self.overwrite = overwrite
         check_target(self.out, overwrite=overwrite, source=source)
 
-    def __enter__(self) -> CheckpointWriter:
+    def __enter__(self) -> Self:
+        """Make the temporary directory."""
         try:
             self.directory.mkdir()
         except OSError as error:
             raise type(error)(error.errno, f"out cannot be created: {error.strerror}", str(self.out.parent)) from error
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the temporary directory, or after an exchange what was replaced."""
         self._close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -111,8 +116,9 @@ class CheckpointWriter:
             total = sum(entry.nbytes for shard in shards for entry in shard)
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             self.write_file("model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-        for name, shard in zip(names, shards, strict=True):
-            self._start_shard(name, shard)
+        with self._named():
+            for name, shard in zip(names, shards, strict=True):
+                self._start_shard(name, shard)
 
     def _start_shard(self, name: str, shard: list[Entry]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -149,12 +155,12 @@ class CheckpointWriter:
         file, offset, size = self._offsets[name]
         if start + block.size > size:
             raise ValueError(f"tensor {name!r} must take {size} bytes, got {start + block.size}")
-        view = memoryview(block)
+        view = memoryview(block.data)
         stream = self._streams[file]
-        stream.seek(offset + start)
-        while view:
-            count = stream.write(view)
-            view = view[count:]
+        with self._named():
+            stream.seek(offset + start)
+            while view:
+                view = view[stream.write(view) :]
 
     def _finish(self, name: str, size: int) -> None:
         if size != self._offsets[name][2]:
@@ -176,13 +182,15 @@ class CheckpointWriter:
 
     def write_file(self, name: str, text: str) -> None:
         """Write a text file into the directory."""
-        (self.directory / name).write_text(text, encoding="utf-8")
+        with self._named():
+            (self.directory / name).write_text(text, encoding="utf-8")
 
     def copy_file(self, source: Path, place: PurePosixPath) -> None:
         """Copy a file (content only: a link becomes a file) to its relative place."""
         target = self.directory / place
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        with self._named():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
     def commit(self) -> None:
         """Flush everything to disk and let the target appear."""
@@ -196,9 +204,19 @@ class CheckpointWriter:
                 os.rename(self.directory, self.out)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise FileExistsError(errno.EEXIST, "out appeared while it was being written", str(self.out)) from error
+                    raise FileExistsError(
+                        errno.EEXIST, "out appeared while it was being written", str(self.out)
+                    ) from error
                 raise
         _sync(self.out.parent)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Let an error of the disk name the target and not the hidden directory."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, f"out cannot be written: {error.strerror}", str(self.out)) from error
 
     def _close(self) -> None:
         for stream in self._streams.values():
@@ -221,7 +239,9 @@ def check_target(out: Path, *, overwrite: bool, source: Path | None) -> None:
             raise FileExistsError(errno.EEXIST, "out already exists (pass overwrite to replace it)", str(out))
         # A wrong path must not cost someone a home directory.
         if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
-            raise ValueError(f"out must be a checkpoint directory to be overwritten, got {str(out)!r}, which has no config.json")
+            raise ValueError(
+                f"out must be a checkpoint directory to be overwritten, got {str(out)!r}, which has no config.json"
+            )
 
 
 def parse_size(size: int | str) -> int:
@@ -230,7 +250,9 @@ def parse_size(size: int | str) -> int:
         return size
     match = re.fullmatch(r"([0-9.]+)\s*([KMGT]?)(i?)B?", str(size).strip(), flags=re.IGNORECASE)
     try:
-        value = float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ") if match else 0.0
+        value = (
+            float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ") if match else 0.0
+        )
     except ValueError:
         value = 0.0
     if value < 1:
@@ -259,7 +281,7 @@ def _sync(path: Path) -> None:
 
 def _exchange(new: Path, old: Path) -> None:
     """Swap two directories, in one step where the kernel can (Linux), else in two renames with a way back."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
     if rename is not None and rename(-100, os.fsencode(new), -100, os.fsencode(old), 2) == 0:
         return
     aside = new.with_name(new.name + "-old")

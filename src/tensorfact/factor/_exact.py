@@ -33,8 +33,7 @@ def gram_exact(op: Operand, w: np.ndarray, rank: int) -> tuple[Any, np.ndarray, 
     left = op.apply(right)
     s = ops.column_norms(left)
     left = left / ops.from_numpy(np.where(s > 0, s, 1.0))[None, :]
-    if s[-1] < 0.1 * s[0]:  # round-off of the eigenvectors grows by s_1 / s_k here; one more pass removes it
-        left, _ = ops.orth(left, passes=1)
+    left = ops.settle(left, s)
     order = np.argsort(-s, kind="stable")
     if np.any(order[1:] < order[:-1]):  # neighbours that agree to round-off may come out exchanged
         s, left, right = s[order], ops.take(left, order), ops.take(right, order)

@@ -7,6 +7,7 @@ The decompositions are written once against these methods.  ``NumpyOps`` goes to
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["NumpyOps", "PortableOps", "ops_for"]
 # One pass of Cholesky QR leaves ||Q^H Q - I|| of about eps / spread^2 (Yamamoto et al., 2015, eq. 3.1 in our terms).
 # A second pass repairs anything clearly below one; beyond that only Householder QR is safe.
 _MAX_LOSS = 0.05
+_DRAW_ROWS = 512
 
 
 class NumpyOps:
@@ -32,17 +34,38 @@ class NumpyOps:
 
     # -- small helpers -------------------------------------------------------------------------------------------
     def draw(self, rows: int, cols: int, rng: np.random.Generator) -> Any:
-        """Standard normal matrix (rows, cols); the bits depend on ``rng`` alone."""
-        real = np.float32 if self.eps > 1e-10 else np.float64
-        if not self.complex:
-            return rng.standard_normal((rows, cols), dtype=real)
-        return rng.standard_normal((rows, 2 * cols), dtype=real).view(self.dtype)
+        """Standard normal matrix (rows, cols), drawn by ``rng`` alone: the same on every device and in any threads.
+
+        Fixed blocks of rows have streams of their own, so two threads may fill them; alone the generator would take
+        longer than an orthonormalisation of the same block.
+        """
+        out = np.empty((rows, cols), dtype=self.dtype)
+        flat = out.view(self._real)
+        starts = range(0, rows, _DRAW_ROWS)
+        seeds = rng.integers(0, 2**63, size=len(starts))
+
+        def fill(start: int, seed: int) -> None:
+            stream = np.random.Generator(np.random.SFC64(int(seed)))
+            stream.standard_normal(dtype=self._real, out=flat[start : start + _DRAW_ROWS])
+
+        if flat.size < 1 << 18:
+            for start, seed in zip(starts, seeds, strict=True):
+                fill(start, seed)
+        else:
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(fill, starts, seeds))
+        return out
 
     def adjoint(self, x: Any) -> Any:
         return x.conj().T if self.complex else x.T
 
     def matmul(self, x: Any, y: Any) -> Any:
         return np.matmul(x, y)
+
+    def subtract(self, y: Any, factor: float, x: Any) -> Any:
+        """``y - factor x``, in place of ``y``."""
+        y -= self.dtype.type(factor) * x
+        return y
 
     def sum2(self, x: Any) -> float:
         return kernels.sum_squares(x)
@@ -106,7 +129,7 @@ class NumpyOps:
         ``passes=1`` is enough between power steps, which only need a well-conditioned block; a basis that is kept
         takes two.  An ill-conditioned block goes to Householder QR, and the result's notes say so.
         """
-        q, r, spread = kernels.cholesky_qr(y)
+        q, r, spread = kernels.cholesky_qr(y, overwrite=True)  # a failure leaves y as it was
         if not spread > 0 or self.eps / spread**2 > _MAX_LOSS / math.sqrt(y.shape[1]):
             if "householder" not in self.notes:
                 self.notes.append("householder")
@@ -118,25 +141,34 @@ class NumpyOps:
             r = r2 @ r
         return q, r
 
+    def settle(self, left: Any, s: np.ndarray) -> Any:
+        """``left``, whose columns are images of Gram eigenvectors over ``s``, orthonormal to working precision.
+
+        The eigenvectors' round-off, eps of the accumulation times ``(s_1/s_k)^2``, and that of their cast to working
+        precision, times ``s_1/s_k``, show up here. One pass removes it, and moves the product by round-off only.
+        """
+        spread = float(s[0] / s[-1]) if s[-1] > 0 else math.inf
+        lost = max(np.finfo(np.float64).eps / self.eps * spread**2, spread / 5)
+        return self.orth(left, passes=1)[0] if lost > 10 else left
+
     def gram64(self, z: Any) -> np.ndarray:
         """``z^H z`` accumulated in float64 or complex128."""
         return kernels.gram(z, accumulate="double")
 
     def smallest_singular_value(self, r: Any) -> float:
-        """Smallest singular value of an upper triangular ``r`` by inverse iteration; 0.0 if it is singular."""
-        from scipy.linalg import solve_triangular
+        """Smallest singular value of an upper triangular ``r`` by inverse iteration, from above; 0.0 if singular."""
+        from scipy.linalg import lapack
 
-        r = np.asarray(r, dtype=np.complex128 if self.complex else np.float64)
-        if np.any(np.diagonal(r) == 0):
+        trtri = lapack.ztrtri if self.complex else lapack.dtrtri
+        inverse, info = trtri(np.asfortranarray(r))
+        if info != 0:
             return 0.0
-        x = np.ones(r.shape[0], dtype=r.dtype)
-        size = math.sqrt(r.shape[0])
-        for _ in range(8):
-            x = solve_triangular(r, solve_triangular(r, x / size, trans="C", check_finite=False), check_finite=False)
-            size = float(np.linalg.norm(x))
-            if not math.isfinite(size):
-                return 0.0
-        return 1.0 / math.sqrt(size)
+        x = inverse[:, -1]  # the last column belongs to the weakest direction of a graded block
+        size = 1.0
+        for _ in range(6):
+            y = inverse @ (inverse.conj().T @ (x / np.linalg.norm(x)))
+            size, x = float(np.linalg.norm(y)), y
+        return 1.0 / math.sqrt(size) if math.isfinite(size) and size > 0 else 0.0
 
     def svd(self, x: Any) -> tuple[Any, Any, Any]:
         """Thin SVD; ``gesdd`` first, ``gesvd`` where it does not converge (recorded in the notes)."""
@@ -175,6 +207,9 @@ class PortableOps(NumpyOps):
     def matmul(self, x: Any, y: Any) -> Any:
         return self.xp.matmul(x, y)
 
+    def subtract(self, y: Any, factor: float, x: Any) -> Any:
+        return y - factor * x
+
     def sum2(self, x: Any) -> float:
         magnitude = self.xp.abs(x)
         return float(self.xp.sum(magnitude * magnitude, dtype=self.xp.float64))
@@ -209,7 +244,7 @@ class PortableOps(NumpyOps):
         return np.from_dlpack(host) if not hasattr(host, "__array__") else np.asarray(host)
 
     def from_numpy(self, x: np.ndarray) -> Any:
-        host = np.ascontiguousarray(super().from_numpy(x))
+        host = np.array(super().from_numpy(x), order="C")  # a copy: a 1 x 1 view may keep a negative stride
         return self.xp.asarray(host, device=self.device)
 
     def orth(self, y: Any, *, passes: int = 2) -> tuple[Any, Any]:

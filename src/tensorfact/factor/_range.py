@@ -28,7 +28,7 @@ class _Shift:
 
     def subtract(self, y: Any, x: Any) -> Any:
         """``y - alpha x``."""
-        return y if self.value == 0.0 else y - self.ops.dtype.type(self.value) * x
+        return y if self.value == 0.0 else self.ops.subtract(y, self.value, x)
 
     def update(self, r: Any) -> None:
         """Learn from the triangle of ``q r = (A^H A - alpha I) x``."""
@@ -119,8 +119,7 @@ def rayleigh_ritz(ops: NumpyOps, x: Any, z: Any, rank: int) -> tuple[Any, np.nda
     left, right = ops.matmul(z, w), ops.matmul(x, w)
     s = ops.column_norms(left)
     left = left / ops.from_numpy(s)[None, :]
-    if s[-1] < 0.1 * s[0]:  # the eigenvectors' round-off grows by s_1 / s_k in the left vectors; one pass removes it
-        left, _ = ops.orth(left, passes=1)
+    left = ops.settle(left, s)
     order = np.argsort(-s, kind="stable")
     if np.any(order[1:] < order[:-1]):
         s = np.sort(s)[::-1]

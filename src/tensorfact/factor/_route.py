@@ -14,6 +14,7 @@ SMALL_SIDE = 1536
 # Shifted products after the sketch that reach the promised error on i^-0.25 and flatter spectra, by simulation and test.
 STEPS = 5
 GRAM_STEPS = 6
+KRYLOV_STEPS = 2
 SMALL_GRAM_STEPS = 12
 # Flops of GEMM that take as long as one n x n symmetric eigenproblem (syevd) / n^3, and one flop of float64 / float32.
 EIGH = 36.0
@@ -37,12 +38,15 @@ def choose_route(op: Operand, rank: int, width: int, steps: int | None, method: 
     local = isinstance(op, Dense | Portable)
     if local and width >= n:  # the sketch would span everything
         return Route("gram-exact")
+    direct = Route("shifted", STEPS)
     if method == "krylov":
-        depth = 2 if steps is None else steps
-        return Route("krylov", max(0, min(depth, min(m, n) // width - 1)))
+        # all blocks together cannot exceed the short side; too few of them would be a plain sketch
+        depth, fits = KRYLOV_STEPS if steps is None else steps, min(m, n) // width - 1
+        if depth <= fits or fits >= KRYLOV_STEPS:
+            return Route("krylov", min(depth, fits))
+        return Route("gram-exact") if local else direct
     if steps is not None:
         return Route("shifted" if method == "shifted" else "subspace", steps)
-    direct = Route("shifted", STEPS)
     if not local or method == "shifted":
         return direct
     gram_steps = SMALL_GRAM_STEPS if n <= SMALL_SIDE else GRAM_STEPS

@@ -32,7 +32,7 @@ def as_matrix(a: ArrayLike, name: str) -> Matrix:
 
 
 def is_lines(a: Matrix) -> bool:
-    """Whether `a` is row- or column-contiguous: contiguous lines at any larger distance, aligned, no negative stride."""
+    """Whether `a` is aligned and row- or column-contiguous: contiguous lines at any distance, no negative stride."""
     item = a.itemsize
     if not a.flags.aligned or any(s % item for s in a.strides):
         return False
@@ -53,7 +53,7 @@ def as_contiguous(a: Matrix) -> Matrix:
 
 
 def output(out: Matrix | None, shape: tuple[int, int], dtype: DTypeLike, *inputs: Matrix) -> Matrix:
-    """Check `out`, or make a new array. It must not share memory with `inputs`: kernels write before they have read all."""
+    """Check `out`, or make a new array. It must not overlap `inputs`: kernels write before they have read all."""
     if out is None:
         return np.empty(shape, dtype)
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Generic, ParamSpec, TypeVar
 
+import numpy as np
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -72,9 +74,10 @@ def blas_loaded() -> bool:
     from scipy.linalg import cython_blas, cython_lapack
 
     try:
-        _core.load_blas(cython_blas.__pyx_capi__, cython_lapack.__pyx_capi__)  # type: ignore[attr-defined]
+        _core.load_blas(cython_blas.__pyx_capi__, cython_lapack.__pyx_capi__)
     except (ValueError, RuntimeError, AttributeError) as error:
-        warnings.warn(f"tensorfact cannot use SciPy's BLAS and runs its Python kernels: {error}", RuntimeWarning, stacklevel=2)
+        text = f"tensorfact cannot use SciPy's BLAS and runs its Python kernels: {error}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
         return False
     return True
 
@@ -97,7 +100,8 @@ class Kernel(Generic[P, R]):
             if self._jitted is None:
                 self._jitted = _njit(self.body)
             return self._jitted(*args, **kwargs)
-        return self.body(*args, **kwargs)
+        with np.errstate(all="ignore"):  # infinity and NaN are results here, as in C++
+            return self.body(*args, **kwargs)
 
 
 def _njit(body: Callable[P, R]) -> Callable[P, R]:
@@ -124,7 +128,7 @@ _num_threads: int | None = None
 
 
 def get_num_threads() -> int:
-    """Number of threads that our own loops use; by default the CPUs this process may run on. BLAS keeps its own setting."""
+    """Number of threads of our own loops, by default the CPUs this process may run on. BLAS keeps its own setting."""
     return _available_cpus() if _num_threads is None else _num_threads
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +24,8 @@ _MIN_BLOCK_ROWS = 256
 def _sum_squares(a: Matrix, nthreads: int) -> float:
     total = 0.0
     for i in range(a.shape[0]):
-        for lo in range(0, a.shape[1], 32768):
-            part = a[i, lo : lo + 32768].astype(np.float64)
+        for lo in range(0, a.shape[1], 4096):
+            part = a[i, lo : lo + 4096].astype(np.float64)
             total += np.sum(part * part)
     return total
 
@@ -96,7 +95,7 @@ def sum_squares(a: ArrayLike, /, *, workers: int | None = None) -> float:
     Returns
     -------
     float
-        ``sum(abs(a)**2)``; 0.0 for an empty array. NaN and infinity propagate, and squares of float64 numbers above 1e154
+        ``sum(abs(a)**2)``; 0.0 for an empty array. NaN and infinity propagate; squares of float64 numbers above 1e154
         overflow to infinity.
 
     Notes
@@ -116,13 +115,13 @@ def sum_squares(a: ArrayLike, /, *, workers: int | None = None) -> float:
         return _sum_lines(matrix, threads)
     rows = max(1, _BLOCK_BYTES // (matrix.shape[1] * matrix.itemsize))
     blocks = (np.array(matrix[lo : lo + rows], order="C") for lo in range(0, matrix.shape[0], rows))
-    return math.fsum(_sum_lines(block, threads) for block in blocks)
+    return sum(_sum_lines(block, threads) for block in blocks)
 
 
 def _sum_lines(matrix: Matrix, threads: int) -> float:
     lines = matrix if matrix.shape[1] == 1 or matrix.strides[1] == matrix.itemsize else matrix.T
-    if lines.shape[1] == 1 and lines.shape[0] > 1:
-        lines = lines.T
+    if lines.shape[1] == 1:
+        lines = np.ascontiguousarray(lines)
     if lines.flags.c_contiguous:
         lines = lines.reshape(1, -1)
     if lines.dtype.kind == "c":  # |z|^2 is the sum over both parts
@@ -181,7 +180,9 @@ def normal_apply(a: ArrayLike, x: ArrayLike, /, *, out: Matrix | None = None, bl
     return result
 
 
-def gram(a: ArrayLike, /, *, accumulate: Accumulate = "native", out: Matrix | None = None, workers: int | None = None) -> Matrix:
+def gram(
+    a: ArrayLike, /, *, accumulate: Accumulate = "native", out: Matrix | None = None, workers: int | None = None
+) -> Matrix:
     """Gram matrix ``A^H A``, both triangles, exactly Hermitian.
 
     Parameters
@@ -189,8 +190,8 @@ def gram(a: ArrayLike, /, *, accumulate: Accumulate = "native", out: Matrix | No
     a : array_like, shape (m, n)
         Real or complex. Row- and column-contiguous arrays are used in place, others copied.
     accumulate : {"native", "double"}
-        "native" works in the dtype of `a`. "double" multiplies and adds in float64 or complex128, which is also the dtype of
-        the result; `a` is converted by blocks of rows, never as a whole.
+        "native" works in the dtype of `a`. "double" multiplies and adds in float64 or complex128, which is also the
+        dtype of the result; `a` is converted by blocks of rows, never as a whole.
     out : ndarray, shape (n, n), optional
         C-contiguous, of the result's dtype, not overlapping `a`.
     workers : int, optional
@@ -228,8 +229,8 @@ def cholesky_qr(
     y : array_like, shape (m, l)
         Tall block of columns. Copied unless C-contiguous.
     accumulate : {"native", "double"}
-        Precision of the Gram matrix and its Cholesky factor, as in `gram`. "double" serves float32 blocks up to condition
-        numbers near 1e7, where "native" stops at 1e3.
+        Precision of the Gram matrix and its Cholesky factor, as in `gram`. "double" serves float32 blocks up to
+        condition numbers near 1e7, where "native" stops at 1e3.
     overwrite : bool
         Write Q over `y`, which then must be a writeable C-contiguous array of a kernel dtype.
     workers : int, optional
@@ -242,9 +243,10 @@ def cholesky_qr(
     r : ndarray, shape (l, l)
         Upper triangular, positive diagonal, of the dtype of `y`.
     spread : float
-        ``min_j r_jj / ||y_j||`` in [0, 1], the least part of a column outside the span of the earlier ones; 1.0 when l is 0.
-        0.0 means that the factorisation failed (rank-deficient, m < l, NaN or infinity, overflow): then `q` and `r` are
-        undefined and `y` is untouched. A small value means that `q` is far from orthonormal. The caller decides.
+        ``min_j r_jj / ||y_j||`` in [0, 1], the least part of a column outside the span of the earlier ones; 1.0 when l
+        is 0. 0.0 means that the factorisation failed (rank-deficient, m < l, NaN or infinity, overflow): then `q` and
+        `r` are undefined and `y` is untouched. A small value means that `q` is far from orthonormal: rank-deficient
+        blocks often pass with a spread near sqrt(eps). The caller decides.
 
     Notes
     -----

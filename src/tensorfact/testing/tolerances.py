@@ -45,8 +45,8 @@ def tol(dtype: npt.DTypeLike, cond: float = 1.0, c: float = ROUNDING_C) -> float
 
     Examples
     --------
-    >>> tol("float64") == 100 * np.finfo("float64").eps
-    True
+    >>> round(tol("float32", cond=10) / float(np.finfo("float32").eps))
+    1000
     """
     return float(c * np.finfo(np.dtype(dtype)).eps * cond)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
-
 from tensorfact.factor import LowRank, randomized_svd
+from torch import Tensor, nn
 
 
 class LowRankLinear(nn.Module):
@@ -124,7 +123,7 @@ class LowRankLinear(nn.Module):
         cls,
         result: LowRank,
         bias: Tensor | None = None,
-        split: str = "sqrt",
+        split: Literal["sqrt", "left", "right"] = "sqrt",
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

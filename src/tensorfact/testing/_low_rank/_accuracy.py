@@ -112,7 +112,7 @@ def _near_optimal_spectral(routine: LowRankRoutine, case: LowRankCase) -> float:
 
 @promise(
     "deep-tails",
-    "where singular values fall to rounding level, so does the error: 100 eps ||A|| above the optimal one at most",
+    "where singular values fall to rounding level, so does the error: at most 2 x the optimal one + 100 eps",
     lambda routine: medium(routine, DEEP),
     (LowRankCase(MatrixSpec(shape=(60, 40), spectrum="10^(-i/4)"), 36),),
 )
@@ -146,8 +146,10 @@ def _reported_error(routine: LowRankRoutine, case: LowRankCase) -> None:
 def _tol_kept(routine: LowRankRoutine, case: LowRankCase) -> float:
     known, answer = routine.solve(case)
     error, asked = oracles.relative_error(known.a, answer.approx), float(case.tol or 0.0)
-    # Rounding of the factors themselves: ties put the best error exactly on tol, where the last bit decides.
-    require(error <= asked * (1.0 + rounding(known.a)), f"relative error {error:.6g} > tol", error / asked)
+    # Spectra such as 10^(-i/4) put the best error exactly on tol. Rounding the entries of the matrix moves the error by
+    # up to eps, rounding the factors by a share of itself: a tie within that is not a miss.
+    allowed = asked * (1.0 + rounding(known.a)) + eps_of(known.a)
+    require(error <= allowed, f"relative error {error:.6g} > tol (by {error / asked - 1:.2g} of it)", error / asked)
     return error / asked
 
 

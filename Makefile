@@ -1,0 +1,76 @@
+# Needs only Python 3.11+, make and a C++ compiler: cmake, ninja and everything else come from the package index.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_VENV ?= .venv-demo
+TORCH = torch==2.13.0
+PY = $(VENV)/bin/python
+DEMO_PY = $(DEMO_VENV)/bin/python
+SOURCES = pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.hpp)
+# Small test problems gain nothing from BLAS threads and lose much when tests run side by side.
+SERIAL = OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+
+.PHONY: help venv demo-venv lint types test test-kernels test-all bench demo clean
+
+help:
+	@echo "make demo   compress a real pretrained encoder and show what it cost"
+	@echo "make test   lint, types and tests        make test-all   with the slow ones"
+	@echo "make bench  benchmarks against peers     make clean      remove builds and environments' stamps"
+
+# $(1): environment, $(2): requirements file
+define set_up
+	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2)
+endef
+
+$(VENV)/.requirements: requirements/build.txt requirements/demo.txt requirements/dev.txt
+	$(call set_up,$(VENV),requirements/dev.txt)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+$(DEMO_VENV)/.requirements: requirements/build.txt requirements/demo.txt
+	$(call set_up,$(DEMO_VENV),requirements/demo.txt)
+	touch $@
+
+$(DEMO_VENV)/.installed: $(DEMO_VENV)/.requirements $(SOURCES)
+	PATH="$(abspath $(DEMO_VENV))/bin:$$PATH" $(DEMO_PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+venv: $(VENV)/.installed
+
+demo-venv: $(DEMO_VENV)/.installed
+
+lint: venv
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: venv
+	$(PY) -m mypy
+
+# The kernels on every rung and instruction set; the rest of the suite uses the default.
+test-kernels: venv
+	$(SERIAL) TENSORFACT_ISA=v2 $(PY) -m pytest -q tests/kernels tests/test_threads.py -m "not slow"
+	$(SERIAL) TENSORFACT_KERNELS=python $(PY) -m pytest -q tests/kernels tests/factor -m "not slow"
+	$(SERIAL) TENSORFACT_KERNELS=numba $(PY) -m pytest -q tests/kernels tests/factor -m "not slow"
+
+test: lint types
+	$(PY) -m tensorfact
+	$(SERIAL) $(PY) -m pytest -q -m "not slow"
+	$(MAKE) test-kernels
+
+test-all: test
+	$(SERIAL) $(PY) -m pytest -q -m slow
+
+bench: venv
+	$(PY) -m pytest bench --benchmark-only -q
+
+demo: demo-venv
+	$(DEMO_PY) -m tensorfact.compress.demo
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.installed $(VENV)/.requirements $(DEMO_VENV)/.installed $(DEMO_VENV)/.requirements

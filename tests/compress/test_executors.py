@@ -1,0 +1,127 @@
+"""The same bits on every executor, bounded work in flight, and a clean end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from threadpoolctl import ThreadpoolController
+
+from tensorfact.compress import compress
+from tensorfact.compress.executors import open_pool, run_tasks, single_threaded, task_rng
+
+
+@pytest.fixture
+def reference(write_checkpoint, tmp_path, weights_digest):
+    source = write_checkpoint(blocks=3)
+    compress(source, tmp_path / "serial", param_ratio=0.4, executor="serial", rng=7)
+    return source, weights_digest(tmp_path / "serial")
+
+
+@pytest.mark.parametrize("executor", [None, "threads:1", "threads:3", "processes:2"])
+def test_same_bits(reference, tmp_path, weights_digest, executor):
+    source, expected = reference
+    report = compress(source, tmp_path / "out", param_ratio=0.4, executor=executor, rng=7)
+    assert weights_digest(tmp_path / "out") == expected
+    if executor:
+        assert report.executor == executor
+
+
+def test_an_executor_of_the_caller_stays_open(reference, tmp_path, weights_digest):
+    source, expected = reference
+    with ThreadPoolExecutor(2) as pool:
+        compress(source, tmp_path / "out", param_ratio=0.4, executor=pool, rng=7)
+        assert pool.submit(int, "3").result() == 3
+    assert weights_digest(tmp_path / "out") == expected
+
+
+def test_dask_cluster(reference, tmp_path, weights_digest):
+    distributed = pytest.importorskip("distributed")
+    source, expected = reference
+    options = {"processes": True, "n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        report = compress(
+            source, tmp_path / "out", param_ratio=0.4, executor=f"dask:{cluster.scheduler_address}", rng=7
+        )
+    assert report.executor == "dask:2"
+    assert weights_digest(tmp_path / "out") == expected
+
+
+def test_seeds_differ_by_name_and_run():
+    def draw(seed, name):
+        return task_rng(seed, name).standard_normal()
+
+    assert draw(0, "a") == draw(0, "a")
+    assert len({draw(0, "a"), draw(0, "b"), draw(1, "a")}) == 3
+
+
+def test_at_most_one_more_in_flight_than_workers():
+    started, most, lock = 0, 0, threading.Lock()
+
+    def task(i):
+        nonlocal started, most
+        with lock:
+            started += 1
+            most = max(most, started - consumed)
+        time.sleep(0.002)
+        return i
+
+    consumed = 0
+    with open_pool("threads:3") as pool:
+        seen = []
+        for index, result in run_tasks(pool, task, [(i,) for i in range(40)]):
+            with lock:
+                consumed += 1
+            seen.append(index)
+            assert index == result
+    assert sorted(seen) == list(range(40))
+    assert 1 <= most <= 5  # three running, one waiting, one handed over
+
+
+def test_the_first_error_ends_the_run():
+    ran = []
+
+    def task(i):
+        ran.append(i)
+        if i == 2:
+            raise ValueError("number two")
+        return i
+
+    with pytest.raises(ValueError, match="number two"), open_pool("threads:1") as pool:
+        for _ in run_tasks(pool, task, [(i,) for i in range(1000)]):
+            pass
+    assert len(ran) < 10
+
+
+def test_blas_is_at_one_thread_inside_and_restored_outside():
+    controller = ThreadpoolController()
+
+    def counts():
+        return [lib["num_threads"] for lib in controller.info() if lib["user_api"] == "blas"]
+
+    before = counts()
+    with single_threaded(), single_threaded():
+        assert set(counts()) == {1}
+    assert counts() == before
+
+
+@pytest.mark.parametrize("executor", ["gpu", "threads:0", "threads:x", "dask:", "processes:-1", ""])
+def test_unknown_executors(write_checkpoint, tmp_path, executor):
+    with pytest.raises(
+        ValueError, match="executor must be serial, threads:N, processes:N, dask:ADDRESS or an Executor"
+    ):
+        compress(write_checkpoint(), tmp_path / "out", param_ratio=0.5, executor=executor)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_dask_scheduler(write_checkpoint, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def refuse(*args, **kwargs):
+        raise OSError("timed out")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    with pytest.raises(ValueError, match="executor must name a running Dask scheduler"):
+        compress(write_checkpoint(), tmp_path / "out", param_ratio=0.5, executor="dask:tcp://127.0.0.1:9")
