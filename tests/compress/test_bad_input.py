@@ -322,6 +322,18 @@ def test_killed_leaves_the_target_untouched(write_checkpoint, tmp_path, start_py
     assert len(leftovers(tmp_path)) == 1
     compress(source, out, param_ratio=0.5, overwrite=True)
     assert weights_digest(out) != before
+    assert leftovers(tmp_path) == []  # the next run for the same target clears up
+
+
+def test_a_run_does_not_clear_up_after_one_that_lives(write_checkpoint, tmp_path, start_python, leftovers):
+    source, out = write_checkpoint(blocks=12), tmp_path / "out"
+    process = start_half_way(start_python, leftovers, tmp_path, source, out)
+    compress(source, out, param_ratio=0.9)
+    assert process.poll() is None
+    assert len(leftovers(tmp_path)) == 1
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert leftovers(tmp_path) == []
 
 
 def test_to_dense_leaves_nothing_on_failure(write_checkpoint, tmp_path, leftovers):

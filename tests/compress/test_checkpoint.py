@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file as save_torch
 
 import torch
-from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, decode, encode, read_raw, read_weight
+from tensorfact.compress._types import decode, encode
+from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_raw, read_weight
 from tensorfact.compress.writer import CheckpointWriter, Entry, parse_size
 
 
@@ -51,6 +52,8 @@ def test_other_files(write_checkpoint):
     source = write_checkpoint()
     (source / ".hidden").write_text("x")
     (source / "onnx").mkdir()
+    (source / "loop").symlink_to(source)
+    (source / "nowhere").symlink_to(source / "missing")
     (source / "onnx" / "model.onnx").write_text("x")
     copied, skipped = Checkpoint.open(source).other_files()
     assert {str(p) for p in copied} == {"config.json", "tokenizer.json", "extra/config.json"}

@@ -219,6 +219,20 @@ def test_layers_group_by_what_differs_in_numbers_only() -> None:
     ]
 
 
+def test_weights_that_the_budget_left_dense_keep_their_place() -> None:
+    layers = [make_layer(f"h.{b}.fc", 8, 8, rank=1) for b in (0, 2)]
+    dense = [
+        DenseRecord(name=name, reason="why", shape=(8, 8), dtype="F32", params=64, bytes=256, targeted=targeted)
+        for name, targeted in (("h.1.fc.weight", True), ("h.3.fc.weight", False), ("other.weight", True))
+    ]
+    (kind,) = group_layers(layers, dense)
+    assert kind.positions == (0, 2)
+    assert kind.dense_positions == (1,)
+    page = render_html(make_report(layers=tuple(layers), dense=tuple(dense)))
+    assert "<title>h.1.fc.weight: 256 B, left dense: why</title>" in page
+    check_page(page)
+
+
 @pytest.mark.parametrize(
     ("names", "prefix"),
     [(["a.b.c", "a.b.d"], "a.b."), (["a.b.c"], "a.b."), (["a", "a.b"], ""), (["ab.c", "ac.c"], ""), ([], "")],
@@ -254,6 +268,8 @@ def test_title_is_never_a_path() -> None:
     source = "/data/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/0123abc"
     assert title(make_report(source=source)) == "SmolLM2-135M"
     assert title(make_report(source="a/b/c/")) == "c"
+    assert title(make_report(source="package/model", output="out/small")) == "small"
+    assert title(make_report(source="model", output=None)) == "LlamaForCausalLM"
 
 
 @pytest.mark.parametrize("top", [1e-9, 0.003, 0.24, 1.0, 7.0, 999.0, 3.2e7])
@@ -272,7 +288,9 @@ def test_log_ticks_end_at_one_and_start_at_or_below_the_data(low: float) -> None
     assert len(ticks) <= 7
 
 
-def test_shorten_keeps_both_ends() -> None:
+def test_shorten_keeps_the_block_and_the_role() -> None:
+    assert shorten("self_attn.q_proj (30)", 13) == "..q_proj (30)"
+    assert len(shorten("0.a_very_long_name", 5)) == 5
     short = shorten("11.attention.output.dense", 16)
     assert len(short) == 16
     assert short.startswith("11.")

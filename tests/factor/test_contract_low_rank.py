@@ -9,7 +9,7 @@ import pytest
 from scipy.sparse.linalg import aslinearoperator
 
 from tensorfact import randomized_svd
-from tensorfact.testing import LOW_RANK_PROMISES, check_low_rank
+from tensorfact.testing import LOW_RANK_PROMISES, MatrixSpec, check_low_rank, optimal_errors
 
 NAMES = tuple(promise.name for promise in LOW_RANK_PROMISES)
 
@@ -49,3 +49,11 @@ def test_linear_operators_keep_the_promises_that_do_not_need_the_entries():
         *("rng-kinds", "global-state-untouched"),
     )
     assert check_low_rank(routine, promises=names, max_examples=8).names("kept") == names
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_shift_spares_the_leading_directions_of_a_graded_matrix(seed):
+    # Found by deep-tails: an over-estimated smallest singular value made the shift equal to sigma_3^2 and lost it.
+    a = MatrixSpec(shape=(300, 90), dtype="float32", spectrum="graded", seed=1).build()
+    found = randomized_svd(a, rank=18, method="shifted", rng=seed)
+    assert found.error <= 1.01 * optimal_errors(a, 18).frobenius

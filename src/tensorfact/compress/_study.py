@@ -53,7 +53,7 @@ class Row:
 class Embedder:
     """Sentence embeddings as all-MiniLM-L6-v2 makes them: mean over the tokens, then length one."""
 
-    def __init__(self, tokenizer: Any, sentences: Sequence[str], *, batch: int = 64, max_tokens: int = 256) -> None:
+    def __init__(self, tokenizer: Any, sentences: Sequence[str], *, batch: int = 32, max_tokens: int = 256) -> None:
         encoded = [tokenizer(sentence, truncation=True, max_length=max_tokens)["input_ids"] for sentence in sentences]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # like lengths together: little padding
         rows = [order[start : start + batch] for start in range(0, len(order), batch)]

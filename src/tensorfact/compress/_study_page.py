@@ -37,7 +37,7 @@ def render_study(content: Mapping[str, Any]) -> str:
             log=True,
         ),
         _figure("Frobenius error above that of the exact SVD, %", excess, "excess", variants, ratios),
-        _figure("cosine of sentence embeddings to the dense model's", rows, "cosine", variants, ratios, top=1.0),
+        _figure("cosine of sentence embeddings to the dense model's", rows, "cosine", variants, ratios),
         _figure(
             "STS-B Spearman correlation, %",
             rows,
@@ -99,7 +99,9 @@ def _tiles(content: Mapping[str, Any]) -> list[str]:
         _page.tile("compressed in", f"{done['seconds'].get('total', 0.0):.1f} s", "comparison of outputs included"),
     ]
     if content.get("dense_spearman") is not None:
-        tiles.append(_page.tile("dense STS-B Spearman", f"{content['dense_spearman']:.2f}", str(content["sentences"])))
+        words = f"dense {content['dense_spearman']:.2f}; {content['sentences']}"
+        tiles.append(_page.tile("STS-B Spearman, compressed", f"{done['spearman']:.2f}", words))
+    tiles.append(_page.tile("cosine to dense embeddings", f"{done['cosine']:.3f}", "mean over the sentences"))
     return tiles
 
 
@@ -112,13 +114,12 @@ def _figure(
     *,
     log: bool = False,
     base: float | None = 0.0,
-    top: float | None = None,
     level: float | None = None,
 ) -> str:
     values = [row[key] for row in rows if row[key] is not None]
     if not values:
         return ""
-    high = max([*values, *([] if level is None else [level])]) if top is None else top
+    high = max([*values, *([] if level is None else [level])])
     if log:
         ticks = sorted({1.0, *(tick for tick in log_ticks(1.0, high * 2) if tick <= high * 2), 1.5, 3.0})
         ticks = [tick for i, tick in enumerate(ticks) if i == 0 or ticks[i - 1] < high]
@@ -133,7 +134,7 @@ def _figure(
         span = (base, ticks[-1])
     pad = 0.04 * (ratios[-1] - ratios[0] or 1.0)
     frame = Frame(
-        x=(ratios[0] - pad, ratios[-1] + pad), y=span, width=520, height=270, left=40, bottom=24, right=12, log_y=log
+        x=(ratios[0] - pad, ratios[-1] + pad), y=span, width=420, height=230, left=40, bottom=24, right=12, log_y=log
     )
     frame.y_axis(ticks)
     for ratio in ratios:

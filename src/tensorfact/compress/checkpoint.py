@@ -17,19 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FLOAT_TYPES", "Checkpoint", "CheckpointError", "TensorInfo", "decode", "encode", "read_raw", "read_weight"]
+from tensorfact.compress._types import BITS, decode, nbytes, storage
 
-# Bits an element, for every type name of the safetensors format (sub-byte types included).
-_BITS = {
-    **dict.fromkeys(("F4",), 4),
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
-    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
-    **dict.fromkeys(("I32", "U32", "F32"), 32),
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-}
-FLOAT_TYPES: dict[str, type[np.generic]] = {"F64": np.float64, "F32": np.float32, "F16": np.float32, "BF16": np.float32}
-"""Types that can be factored, and the NumPy type that they are computed in."""
+__all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "iter_raw", "read_header", "read_raw", "read_weight"]
+
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 _FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".pkl")
@@ -87,7 +78,7 @@ class Checkpoint:
             If `path` is no local directory, has no ``config.json``, is not stored as safetensors, lacks a shard, or a
             header does not describe its file exactly.
         """
-        directory = Path(path)
+        directory = Path(path).absolute()  # a task may run in another working directory
         if not directory.is_dir():
             raise CheckpointError(
                 f"model must be a local checkpoint directory (nothing is downloaded), got {str(path)!r}"
@@ -124,11 +115,12 @@ class Checkpoint:
         """
         copied: list[PurePosixPath] = []
         skipped: list[PurePosixPath] = []
-        for root, folders, names in os.walk(self.directory, followlinks=True):
+        # Links to files are read; links to directories are not followed, for they may be loops.
+        for root, folders, names in os.walk(self.directory):
             relative = Path(root).relative_to(self.directory)
             top = relative == Path()
             folders[:] = sorted(f for f in folders if not f.startswith("."))
-            for name in sorted(n for n in names if not n.startswith(".")):
+            for name in sorted(n for n in names if not n.startswith(".") and (Path(root) / n).is_file()):
                 place = PurePosixPath(relative.as_posix()) / name
                 foreign = relative.parts[:1] in (("onnx",), ("openvino",), ("original",), ("coreml",))
                 if top and (name.endswith(".safetensors") or name == "model.safetensors.index.json"):
@@ -215,7 +207,7 @@ def read_weight(info: TensorInfo) -> npt.NDArray[Any]:
     # np.fromfile goes straight into the result: one copy of the tensor, plus the half-width bytes for 16-bit types.
     with open(info.file, "rb") as stream:
         stream.seek(info.offset)
-        stored = np.fromfile(stream, dtype=_storage(info.dtype), count=info.size)
+        stored = np.fromfile(stream, dtype=storage(info.dtype), count=info.size)
     if stored.size != info.size:
         raise CheckpointError(
             f"{info.file} is truncated: tensor {info.name!r} has {stored.size} of {info.size} numbers"
@@ -225,37 +217,6 @@ def read_weight(info: TensorInfo) -> npt.NDArray[Any]:
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise CheckpointError(f"tensor {info.name!r} in {info.file} must be finite, got NaN or infinity")
     return values
-
-
-def decode(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Turn stored values of a safetensors type into float32 or float64. bfloat16 is stored as uint16."""
-    if dtype == "BF16":
-        wide = stored.astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32)
-    return stored.astype(FLOAT_TYPES[dtype], copy=False)
-
-
-def encode(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Cast to a safetensors type, round to nearest even; the result is C-contiguous (uint16 for bfloat16)."""
-    if dtype != "BF16":
-        return np.ascontiguousarray(values, dtype=_storage(dtype))
-    bits = np.array(values, dtype=np.float32, order="C").view(np.uint32)
-    quiet = np.isnan(values)
-    bits += ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
-    rounded = (bits >> np.uint32(16)).astype(np.uint16)
-    rounded[quiet] = 0x7FC0  # the carry would turn some NaN patterns into infinity
-    return rounded
-
-
-def nbytes(dtype: str, size: int) -> int:
-    """Bytes that `size` numbers of a safetensors type take."""
-    return size * _BITS[dtype] // 8
-
-
-def _storage(dtype: str) -> type[np.generic]:
-    half: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.float16}
-    return half.get(dtype) or FLOAT_TYPES[dtype]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -271,7 +232,7 @@ def _tensor(file: Path, start: int, name: str, entry: Any) -> TensorInfo:
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has a tampered header: entry {name!r} is incomplete") from error
-    if dtype not in _BITS:
+    if dtype not in BITS:
         raise CheckpointError(f"{file} has a tampered header: tensor {name!r} has unknown type {dtype!r}")
     if not whole or end - begin != nbytes(dtype, math.prod(shape)):
         raise CheckpointError(

@@ -149,7 +149,15 @@ def _study(
         rows, dense = run_study(
             model, names, embed, ratios=ratios, variants=variants, spearman=spearman, seed=options.seed, step=step
         )
+        dense_embeddings = embed(model)
+    with quiet_loading():
+        small = AutoModel.from_pretrained(options.out / name, local_files_only=True).eval()
+    found = embed(small)
+    cosine = float(np.mean(np.sum(dense_embeddings * found, axis=1)))
+    score = None if pairs is None else pairs.spearman(found)
     _say(render_rows(rows, dense))
+    words = "" if score is None else f", STS-B {score:.2f} (dense {dense:.2f})"
+    _say(f"The compressed checkpoint, ranks by spectrum, {PARAM_RATIO:.0%} kept: cosine {cosine:.4f}{words}")
     content = {
         "demo_version": 1,
         "model": name,
@@ -158,7 +166,7 @@ def _study(
         "seed": options.seed,
         "dense_spearman": dense,
         "rows": [dataclasses.asdict(row) for row in rows],
-        "compressed": _summary(report),
+        "compressed": {**_summary(report), "cosine": cosine, "spearman": score},
         "environment": _environment(),
     }
     (options.out / "demo.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -187,7 +195,10 @@ def _environment() -> dict[str, Any]:
     versions = {
         name: importlib.metadata.version(name) for name in ("tensorfact", "numpy", "scipy", "torch", "transformers")
     }
-    return {"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count(), **versions}
+    import torch
+
+    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    return {"python": platform.python_version(), **machine, **versions}
 
 
 def render_rows(rows: Sequence[Row], dense_spearman: float | None) -> str:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from tensorfact.compress import _store
 from tensorfact.compress._method import create
 from tensorfact.compress._progress import ProgressCallback, progress_of, steps
-from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, encode, read_weight
+from tensorfact.compress._types import encode
+from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_weight
 from tensorfact.compress.writer import CheckpointWriter, Entry, parse_size
 
 __all__ = ["to_dense"]

@@ -8,6 +8,7 @@ every order.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import re
 import signal
@@ -24,7 +25,8 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress._method import Factored, Layer, Method, Rank
-from tensorfact.compress.checkpoint import FLOAT_TYPES, decode, encode, read_weight
+from tensorfact.compress._types import FLOAT_TYPES, decode, encode
+from tensorfact.compress.checkpoint import read_weight
 
 __all__ = ["Pool", "open_pool", "run_analysis", "run_factor", "run_tasks", "single_threaded"]
 
@@ -63,7 +65,11 @@ def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
     ------
     ValueError
         If the text is not understood.
+    ImportError
+        If threadpoolctl, which keeps BLAS at one thread a task, is not installed.
     """
+    if importlib.util.find_spec("threadpoolctl") is None:
+        raise ImportError("compression needs the package threadpoolctl: pip install 'tensorfact[hf]'")
     if isinstance(executor, Executor):
         workers = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
         yield Pool(executor, int(workers), type(executor).__name__)

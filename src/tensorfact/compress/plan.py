@@ -13,7 +13,8 @@ from pathlib import Path
 from tensorfact.compress._method import Layer
 from tensorfact.compress._modules import Modules, inspect_modules, is_embedding
 from tensorfact.compress._patterns import matches, matching
-from tensorfact.compress.checkpoint import FLOAT_TYPES, Checkpoint, CheckpointError, TensorInfo
+from tensorfact.compress._types import FLOAT_TYPES
+from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from tensorfact.compress.lowrank import break_even
 
 __all__ = ["Plan", "make_plan"]

@@ -192,7 +192,7 @@ def _layer_table(report: Report) -> str:
     )
     body = _page.table(headers, (_row(layer, len(prefix)) for layer in report.layers), left=(10,), wrap=(11,))
     state = " open" if len(report.layers) <= _OPEN_ROWS else ""
-    text = f"Names without the leading <b>{escape(prefix)}</b>." if prefix else ""
+    text = f"Names without the leading <b>{escape(prefix)}</b>" if prefix else ""
     summary = f"<summary>All {len(report.layers)} layers</summary>"
     return _page.section("Table of layers", text, f'<details class="card"{state}>{summary}{body}</details>')
 

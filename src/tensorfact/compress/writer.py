@@ -7,7 +7,6 @@ written at its own offset, in any order, and forgotten.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -24,7 +23,9 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from tensorfact.compress.checkpoint import TensorInfo, iter_raw, nbytes
+from tensorfact.compress._atomic import check_target, exchange, lock, remove_abandoned, reserve, sync
+from tensorfact.compress._types import nbytes
+from tensorfact.compress.checkpoint import TensorInfo, iter_raw
 
 __all__ = ["CheckpointWriter", "Entry", "parse_size"]
 
@@ -78,15 +79,18 @@ class CheckpointWriter:
         self._offsets: dict[str, tuple[str, int, int]] = {}
         self._streams: dict[str, BinaryIO] = {}
         self._written: set[str] = set()
+        self._lock: int | None = None
         self.overwrite = overwrite
         check_target(self.out, overwrite=overwrite, source=source)
 
     def __enter__(self) -> Self:
         """Make the temporary directory."""
+        remove_abandoned(self.out)
         try:
             self.directory.mkdir()
         except OSError as error:
-            raise type(error)(error.errno, f"out cannot be created: {error.strerror}", str(self.out.parent)) from error
+            raise OSError(error.errno, f"out cannot be created: {error.strerror}", str(self.out.parent)) from error
+        self._lock = lock(self.directory)
         return self
 
     def __exit__(
@@ -95,6 +99,8 @@ class CheckpointWriter:
         """Remove the temporary directory, or after an exchange what was replaced."""
         self._close()
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def layout(self, entries: Iterable[Entry], *, max_shard_size: int) -> None:
         """Write the headers, the index when there are several shards, and reserve the space of every tensor.
@@ -135,7 +141,7 @@ class CheckpointWriter:
         stream.write(len(text).to_bytes(8, "little") + text)
         start = 8 + len(text)
         if end:
-            _reserve(stream.fileno(), start + end)
+            reserve(stream.fileno(), start + end)
         for entry in ordered:
             self._offsets[entry.name] = (name, start + header[entry.name]["data_offsets"][0], entry.nbytes)
 
@@ -188,17 +194,18 @@ class CheckpointWriter:
     def copy_file(self, source: Path, place: PurePosixPath) -> None:
         """Copy a file (content only: a link becomes a file) to its relative place."""
         target = self.directory / place
-        with self._named():
+        with source.open("rb") as content, self._named():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            with target.open("wb") as stream:
+                shutil.copyfileobj(content, stream, 1 << 20)
 
     def commit(self) -> None:
         """Flush everything to disk and let the target appear."""
         for root, _, names in os.walk(self.directory):
             for path in [Path(root) / name for name in names] + [Path(root)]:
-                _sync(path)
+                sync(path)
         if self.overwrite and self.out.exists():
-            _exchange(self.directory, self.out)  # the old content is now in self.directory and goes with it
+            exchange(self.directory, self.out)  # the old content is now in self.directory and goes with it
         else:
             try:
                 os.rename(self.directory, self.out)
@@ -208,7 +215,7 @@ class CheckpointWriter:
                         errno.EEXIST, "out appeared while it was being written", str(self.out)
                     ) from error
                 raise
-        _sync(self.out.parent)
+        sync(self.out.parent)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -222,26 +229,6 @@ class CheckpointWriter:
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
-
-
-def check_target(out: Path, *, overwrite: bool, source: Path | None) -> None:
-    """Refuse a target directory before any work; see `CheckpointWriter`."""
-    if source is not None:
-        origin = source.resolve()
-        if out == origin or origin in out.parents or out in origin.parents:
-            raise ValueError(f"out must lie apart from the source directory {str(origin)!r}, got {str(out)!r}")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the directory that out goes into does not exist", str(out.parent))
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "the directory that out goes into is not writable", str(out.parent))
-    if out.exists():
-        if not overwrite:
-            raise FileExistsError(errno.EEXIST, "out already exists (pass overwrite to replace it)", str(out))
-        # A wrong path must not cost someone a home directory.
-        if not out.is_dir() or (any(out.iterdir()) and not (out / "config.json").is_file()):
-            raise ValueError(
-                f"out must be a checkpoint directory to be overwritten, got {str(out)!r}, which has no config.json"
-            )
 
 
 def parse_size(size: int | str) -> int:
@@ -258,37 +245,3 @@ def parse_size(size: int | str) -> int:
     if value < 1:
         raise ValueError(f"max_shard_size must be a positive size such as '5GB' or 500000, got {size!r}")
     return int(value)
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-    os.ftruncate(descriptor, size)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _exchange(new: Path, old: Path) -> None:
-    """Swap two directories, in one step where the kernel can (Linux), else in two renames with a way back."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
-    if rename is not None and rename(-100, os.fsencode(new), -100, os.fsencode(old), 2) == 0:
-        return
-    aside = new.with_name(new.name + "-old")
-    os.rename(old, aside)
-    try:
-        os.rename(new, old)
-    except BaseException:
-        os.rename(aside, old)
-        raise
-    os.rename(aside, new)

@@ -27,26 +27,27 @@ def smallest_tol(eps: float) -> float:
     return _FLOOR * eps
 
 
-def achieved_error(op: Operand, left: Any, s: np.ndarray, right: Any) -> float:
+def achieved_error(op: Operand, left: Any, s: np.ndarray, right: Any, limit: float = math.inf) -> float:
     """Relative Frobenius error of ``(left * s) right^H``.
 
-    From ``||A||^2 - sum s_i^2``, exact for an orthogonal projection; where that cancels to its last digits the residual
-    is formed block by block instead (one more read, ``2 m n r`` flop).
+    From ``||A||^2 - sum s_i^2``, exact for an orthogonal projection; where that cancels to its last digits, or where
+    its round-off could decide whether ``limit`` is kept, the residual is formed block by block instead (one more read,
+    ``2 m n r`` flop).
     """
-    norm2 = op.norm2()
+    norm2, eps = op.norm2(), op.ops.eps
     if norm2 == 0.0:
         return 0.0
     tail = (norm2 - float(np.sum(s**2))) / norm2
-    if tail < 1e4 * op.ops.eps:
+    if tail < 1e4 * eps or abs(tail - limit**2) < 100 * eps:
         ops = op.ops
         tail = op.residual2(left, ops.from_numpy(s), ops.adjoint(right)) / norm2
     return math.sqrt(max(0.0, tail))
 
 
-def rank_for(values2: np.ndarray, norm2: float, tol: float) -> int:
-    """Smallest k with ``norm2 - sum of the first k`` at most ``tol^2 norm2``; at least 1."""
-    tails = norm2 - np.cumsum(values2)
-    below = np.flatnonzero(tails <= tol**2 * norm2)
+def rank_for(values2: np.ndarray, rest: float, limit2: float) -> int:
+    """Smallest k >= 1 for which ``rest`` and the squared singular values after the k-th sum to at most ``limit2``."""
+    tails = rest + np.append(np.cumsum(values2[::-1])[::-1][1:], 0.0)
+    below = np.flatnonzero(tails <= limit2)
     return int(below[0]) + 1 if below.size else int(values2.size)
 
 
@@ -66,12 +67,13 @@ def to_tolerance(
 def _trim(op: Operand, found: Triplets, tol: float, cap: int) -> Triplets | None:
     """Cut ``found`` to the smallest rank whose achieved error is at most ``tol``; None if even all of it misses."""
     norm2 = op.norm2()
-    rank = min(cap, rank_for(found.s**2, norm2, tol))
+    rest = norm2 * achieved_error(op, found.left, found.s, found.right) ** 2
+    rank = min(cap, rank_for(found.s**2, rest, tol**2 * norm2))
     available = min(cap, int(found.s.shape[0]))
     step = 1
     while True:  # identity and residual differ by round-off only: a step or two at most, then doubling to be finite
         left, s, right = found.left[:, :rank], found.s[:rank], found.right[:, :rank]
-        if achieved_error(op, left, s, right) <= tol:
+        if achieved_error(op, left, s, right, tol) <= tol:
             return found.truncated(rank)
         if rank >= available:
             break
@@ -87,11 +89,11 @@ def _exactly(source: Source, op: Operand, tol: float, cap: int) -> Triplets:
     ops = op.ops
     if source.array is None:
         raise ValueError(
-            f"tol={tol:.3g} needs a rank near min(m, n)={min(op.shape)}, which a streamed or matrix-free input does not "
-            "offer; load the matrix, loosen tol or set max_rank"
+            f"tol={tol:.3g} needs a rank near min(m, n)={min(op.shape)}, which a streamed or matrix-free input does "
+            "not offer; load the matrix, loosen tol or set max_rank"
         )
     values, w = _exact.gram_spectrum(op)
-    rank = min(cap, rank_for(values, op.norm2(), tol))
+    rank = min(cap, rank_for(values, 0.0, tol**2 * op.norm2()))
     if tol**2 > 100 * min(op.shape) * _exact.resolvable(ops) and values[rank - 1] > _exact.resolvable(ops) * values[0]:
         some = min(cap, rank + 2, min(op.shape))
         found = Triplets(*_exact.gram_exact(op, w, some), path="gram-exact")

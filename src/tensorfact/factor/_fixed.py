@@ -43,7 +43,7 @@ class Triplets:
 def oriented(op: Operand) -> tuple[Operand, bool]:
     """``op`` or its adjoint, so that its second side is the one to iterate on, and whether it was turned.
 
-    The short side, where a block is cheaper to orthonormalise; but a file is always walked by its rows, one read a step.
+    The short side, where a block is cheaper to orthonormalise; but a file is walked by its rows, one read a step.
     """
     flip = op.shape[1] > op.shape[0] and not isinstance(op, Streamed)
     return (op.transposed(), True) if flip else (op, False)
@@ -69,17 +69,15 @@ def _run(source: Source, op: Operand, route: Route, rank: int, width: int, rng: 
         values, w = _exact.gram_spectrum(op)
         if values[rank - 1] > _exact.resolvable(ops) * values[0]:
             return Triplets(*_exact.gram_exact(op, w, rank), path="gram-exact")
-        found = Triplets(*_exact.full_svd(op, ops.adjoint(source.array) if _turned(source, op) else source.array), path="full-svd")
-        return found.truncated(rank)
+        array = source.array if op is source.op else ops.adjoint(source.array)
+        return Triplets(*_exact.full_svd(op, array), path="full-svd").truncated(rank)
     if route.path == "krylov":
         x, z = _range.krylov_basis(op, width, route.n_iter, rng)
         return Triplets(*_range.rayleigh_ritz(ops, x, z, rank), path="krylov", n_iter=route.n_iter)
     start = None
     if route.path == "gram-subspace":
         x = _range.gram_basis(ops, op.gram(double=False), width, route.n_iter, rng)
-        found = Triplets(
-            *_range.rayleigh_ritz(ops, x, op.apply(x), rank), path="gram-subspace", n_iter=route.n_iter
-        )
+        found = Triplets(*_range.rayleigh_ritz(ops, x, op.apply(x), rank), path="gram-subspace", n_iter=route.n_iter)
         # round-off of the Gram matrix is about eps sigma_1^2 per direction: harmless while it stays far below sigma_k^2
         if found.s[-1] ** 2 > 250 * ops.eps * found.s[0] ** 2:
             return found
@@ -88,7 +86,3 @@ def _run(source: Source, op: Operand, route: Route, rank: int, width: int, rng: 
     shifted = route.path == "shifted"
     x = _range.power_basis(op, width, route.n_iter, rng, shifted=shifted, start=start)
     return Triplets(*_range.rayleigh_ritz(ops, x, op.apply(x), rank), path=route.path, n_iter=route.n_iter)
-
-
-def _turned(source: Source, op: Operand) -> bool:
-    return op is not source.op

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -47,6 +47,7 @@ def _dispatch(a: Any) -> Source:
         ops = NumpyOps(_working(dtype))
         return Source(Linear(a, ops), None, None)
     if issparse(a):
+        a = cast(Any, a)
         ops = NumpyOps(_working(a.dtype))
         entries = np.asarray(a.tocoo().data)[None, :]
         norm2 = float(np.sum(np.abs(entries.astype(np.complex128 if ops.complex else np.float64)) ** 2))
@@ -111,7 +112,8 @@ def _working(dtype: np.dtype[Any]) -> Any:
         return np.float64
     if dtype.name not in _WORKING:
         raise ValueError(
-            f"a must hold float16, bfloat16, float32, float64, complex64, complex128 or integer numbers, got dtype {dtype}"
+            "a must hold float16, bfloat16, float32, float64, complex64, complex128 or integer numbers, "
+            f"got dtype {dtype}"
         )
     return _WORKING[dtype.name]
 
@@ -120,14 +122,15 @@ def check_count(name: str, value: Any, low: int, high: float = math.inf) -> int:
     """``value`` as an int in [low, high]; bool and fractions are refused."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise ValueError(f"{name} must be an integer, got {value!r}")
-    if not low <= value <= high:
+    count = int(value)
+    if not low <= count <= high:
         limit = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-        raise ValueError(f"{name} must be {limit}, got {value}")
-    return int(value)
+        raise ValueError(f"{name} must be {limit}, got {count}")
+    return count
 
 
 def check_fraction(name: str, value: Any, low: float, high: float) -> float:
     """``value`` as a float in [low, high)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value < high:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) < high:
         raise ValueError(f"{name} must be a number in [{low:.3g}, {high:.3g}), got {value!r}")
     return float(value)

@@ -18,7 +18,7 @@ from tensorfact.factor._ops import NumpyOps
 
 __all__ = ["Dense", "Linear", "Operand", "Portable", "Scaled", "Streamed"]
 
-_BLOCK_BYTES = 32 << 20  # row blocks of a streamed matrix: large enough for the disk and for GEMM, small beside the rest
+_BLOCK_BYTES = 32 << 20  # row blocks of a streamed matrix: large for the disk and for GEMM, small beside the rest
 
 
 class Operand:
@@ -118,7 +118,7 @@ class Scaled(Operand):
         super().__init__(base.shape, base.ops)
         self.base = base
         self.factor = base.ops.dtype.type(factor)
-        self._norm2 = base.norm2() * float(factor) ** 2
+        self._norm2 = None if base.known_norm2 is None else base.known_norm2 * float(factor) ** 2
 
     def apply(self, x: Any) -> Any:
         return self.base.apply(x * self.factor)

@@ -32,7 +32,7 @@ class _Shift:
 
     def update(self, r: Any) -> None:
         """Learn from the triangle of ``q r = (A^H A - alpha I) x``."""
-        smallest = 0.99 * self.ops.smallest_singular_value(r)  # inverse iteration approaches it from above
+        smallest = self.ops.smallest_singular_value(r)
         if smallest > self.value:
             self.value = (self.value + smallest) / 2
 
@@ -54,7 +54,7 @@ def _iterate(ops: NumpyOps, multiply: Any, x: Any, n_iter: int, *, shifted: bool
 def power_basis(
     op: Operand, width: int, n_iter: int, rng: np.random.Generator, *, shifted: bool, start: Any | None = None
 ) -> Any:
-    """Orthonormal (n, width): ``orth((A^H A)^n_iter A^H Omega)``, the subspace iteration of Halko et al. (2011, Alg. 4.4).
+    """Orthonormal (n, width): ``orth((A^H A)^n_iter A^H Omega)``, Halko et al. (2011, Alg. 4.4).
 
     With ``shifted`` each product uses ``A^H A - alpha I``.  Cost: ``n_iter`` normal products and one sketch.
     """
@@ -64,9 +64,7 @@ def power_basis(
     return _iterate(ops, op.normal, x, n_iter, shifted=shifted)
 
 
-def gram_basis(
-    ops: NumpyOps, gram: Any, width: int, n_iter: int, rng: np.random.Generator
-) -> Any:
+def gram_basis(ops: NumpyOps, gram: Any, width: int, n_iter: int, rng: np.random.Generator) -> Any:
     """Shifted subspace iteration on a Gram matrix (n, n) that has been formed once: each step costs ``2 n^2 width``."""
     x = ops.draw(int(gram.shape[0]), width, rng)  # A^H Omega and Omega span the same after one more product
     x, _ = ops.orth(ops.matmul(gram, x), passes=1)
@@ -133,4 +131,3 @@ def _triangle_svd(ops: NumpyOps, x: Any, z: Any, rank: int) -> tuple[Any, np.nda
     left = ops.matmul(q, ops.from_numpy(np.ascontiguousarray(uw[:, :rank])))
     right = ops.matmul(x, ops.from_numpy(np.ascontiguousarray(wh[:rank].conj().T)))
     return left, s[:rank].astype(np.float64), right
-

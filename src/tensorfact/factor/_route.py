@@ -11,7 +11,7 @@ __all__ = ["Route", "choose_route"]
 
 # Up to this short side an exact answer costs about as much as an approximate one, so "auto" aims at 1.02 x optimal.
 SMALL_SIDE = 1536
-# Shifted products after the sketch that reach the promised error on i^-0.25 and flatter spectra, by simulation and test.
+# Shifted products after the sketch that reach the promised error on i^-0.5 and i^-0.25, by simulation and test.
 STEPS = 5
 GRAM_STEPS = 6
 KRYLOV_STEPS = 2

@@ -17,13 +17,14 @@ __all__ = ["normalised"]
 def normalised(source: Source, *, need_norm: bool) -> tuple[Source, float]:
     """``source`` with a norm in the safe range, and the factor that its singular values must be multiplied by.
 
-    A matrix-free operator is left alone unless its norm is needed, because the norm costs min(m, n) products.
+    A matrix-free operator is probed with one vector unless its norm is needed, which costs min(m, n) products.
     """
     op = source.op
-    if not (need_norm or op.in_memory or isinstance(op, Streamed) or op.known_norm2 is not None):
-        return source, 1.0
     # Cholesky QR of A^H A X squares twice: norm^4 and the small directions' share of it must stay representable
     low, high = (1e-60, 1e60) if op.ops.eps < 1e-10 else (1e-8, 1e12)
+    if not (need_norm or op.in_memory or isinstance(op, Streamed) or op.known_norm2 is not None):
+        guess = op.ops.sum2(op.apply(op.ops.draw(op.shape[1], 1, np.random.default_rng(0))))  # its mean is ||A||^2
+        return (source, 1.0) if low < guess < high or guess == 0.0 else _scaled(source, math.sqrt(guess))
     norm2 = op.norm2()
     if low < norm2 < high:
         return source, 1.0

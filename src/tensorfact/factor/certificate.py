@@ -52,10 +52,10 @@ def _normalise(ops: Any, x: Any, logs: np.ndarray) -> tuple[Any, np.ndarray]:
 def softmax_bound(spectral_error: float, x_norm: float | np.ndarray) -> Any:
     """Largest change of any class probability when a classifier's weight is replaced.
 
-    For ``P = softmax(W x + b)`` and ``Q = softmax(W' x + b)``: ``max_i |P_i - Q_i| <= ||W - W'||_2 ||x||_2 / 2``, because
-    the rows of the Jacobian ``diag(P) - P P^T`` sum in absolute value to ``2 P_i (1 - P_i) <= 1/2``.  The same number
-    bounds ``||P - Q||_2`` and the total variation; a bound above 1 says nothing, so it is clipped there.  It covers the last linear
-    layer only.
+    For ``P = softmax(W x + b)`` and ``Q = softmax(W' x + b)``: ``max_i |P_i - Q_i| <= ||W - W'||_2 ||x||_2 / 2``,
+    because the rows of the Jacobian ``diag(P) - P P^T`` sum in absolute value to ``2 P_i (1 - P_i) <= 1/2``.  Below 1
+    the same number bounds ``||P - Q||_2`` and the total variation; above, it says nothing and is clipped.  It covers the
+    last linear layer only.
 
     Parameters
     ----------

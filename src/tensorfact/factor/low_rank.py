@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tensorfact.factor import _exact
 from tensorfact.factor._adaptive import achieved_error, smallest_tol, to_tolerance
 from tensorfact.factor._fixed import Triplets, fixed_rank, oriented
 from tensorfact.factor._input import Source, as_source, check_count, check_fraction
@@ -157,11 +156,13 @@ def singular_values(a: Any, /) -> np.ndarray:
     if source.array is not None and ops.eps < 1e-10:
         values = ops.to_numpy(ops.svd(source.array)[1]).astype(np.float64)
     else:
-        op = source.op.transposed() if source.array is not None and source.op.shape[1] > source.op.shape[0] else source.op
+        op, _ = oriented(source.op)
         try:
             gram = ops.to_numpy(op.gram(double=True))
         except NotImplementedError:
-            raise ValueError("a must be an array or a file-backed matrix: a matrix-free operator has no Gram matrix") from None
+            raise ValueError(
+                "a must be an array or a file-backed matrix: a matrix-free operator has no Gram matrix"
+            ) from None
         values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))[: min(op.shape)]
     return np.asarray(values * scale)
 

@@ -1,0 +1,214 @@
+"""One run: its state and its phases, in order: open, share, factor, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tensorfact import kernels
+from tensorfact.compress import _store
+from tensorfact.compress._method import Allocation, Layer, Method, Rank, create
+from tensorfact.compress._progress import ProgressCallback, steps
+from tensorfact.compress._types import nbytes
+from tensorfact.compress.checkpoint import Checkpoint, TensorInfo
+from tensorfact.compress.executors import Pool, Stored, run_analysis, run_factor, run_tasks
+from tensorfact.compress.plan import Plan, make_plan, require_dense
+from tensorfact.compress.records import DenseRecord, LayerRecord, Report, downsample_spectrum
+from tensorfact.compress.writer import CheckpointWriter, Entry
+
+__all__ = ["Job", "Modules", "RNGLike", "make_job"]
+
+Modules = str | Sequence[str] | None
+RNGLike = int | np.random.Generator | np.random.SeedSequence | None
+
+
+@dataclass(slots=True)
+class Job:
+    """State of one run; each method is one phase."""
+
+    method: Method
+    param_ratio: float
+    seed: int
+    checkpoint: Checkpoint = field(init=False)
+    plan: Plan = field(init=False)
+    allocation: Allocation = field(default_factory=lambda: Allocation({}))
+    analyses: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    made: dict[str, LayerRecord] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
+    source_files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def open(self, source: Path, targets: Modules, excluded: Modules, trust_remote_code: bool) -> None:
+        start = time.perf_counter()
+        self.checkpoint = Checkpoint.open(source)
+        require_dense(self.checkpoint)
+        self.plan = make_plan(
+            self.checkpoint, target_modules=targets, exclude_modules=excluded, trust_remote_code=trust_remote_code
+        )
+        self.seconds["plan"] = time.perf_counter() - start
+
+    def share(self, pool: Pool, progress: ProgressCallback | None) -> None:
+        start = time.perf_counter()
+        if self.method.needs_analysis:
+            order = sorted(
+                self.plan.layers, key=lambda layer: -layer.size
+            )  # the longest tasks first: workers end together
+            tasks = [(self.method, layer) for layer in order]
+            with (
+                steps(progress, "spectra", len(order)) as step,
+                closing(run_tasks(pool, run_analysis, tasks)) as results,
+            ):
+                for index, analysed in results:
+                    name = order[index].name
+                    self.analyses[name] = analysed.values
+                    self.spent[name] = analysed.seconds
+                    step(name)
+        self.allocation = self.method.allocate(self.plan.layers, self.param_ratio, self.analyses)
+        self.seconds["spectra"] = time.perf_counter() - start
+
+    def entries(self) -> list[Entry]:
+        """Every tensor of the result, in the order of the source."""
+        layers = {layer.info.name: layer for layer in self.replaced()}
+        biases = {layer.bias.name: layer for layer in layers.values() if layer.bias is not None}
+        entries = []
+        for key, info in self.checkpoint.tensors.items():
+            if key in layers:
+                layer = layers[key]
+                shapes = self.method.layout(layer.shape, self.allocation.ranks[layer.name])
+                entries += [Entry(f"{layer.name}.{suffix}", info.dtype, shape) for suffix, shape in shapes.items()]
+            else:
+                name = f"{biases[key].name}.up.bias" if key in biases else key
+                entries.append(Entry(name, info.dtype, info.shape))
+        return entries
+
+    def replaced(self) -> list[Layer]:
+        return [layer for layer in self.plan.layers if layer.name in self.allocation.ranks]
+
+    def factor(self, pool: Pool, writer: CheckpointWriter, progress: ProgressCallback | None) -> None:
+        start = time.perf_counter()
+        order = sorted(self.replaced(), key=lambda layer: -layer.size)
+        tasks = [(self.method, layer, self.allocation.ranks[layer.name], self.seed) for layer in order]
+        with (
+            steps(progress, "factors", len(order)) as step,
+            closing(run_tasks(pool, run_factor, tasks, meanwhile=lambda: self._copy(writer))) as results,
+        ):
+            for index, stored in results:
+                layer = order[index]
+                for suffix, values in stored.factored.arrays.items():
+                    writer.write(f"{layer.name}.{suffix}", values)
+                self.made[layer.name] = self._record(layer, self.allocation.ranks[layer.name], stored)
+                del stored
+                step(layer.name)
+        self.seconds["factor"] = time.perf_counter() - start
+
+    def _copy(self, writer: CheckpointWriter) -> None:
+        """Copy what stays dense while the workers are busy, and take the digests of the source."""
+        layers = {layer.info.name for layer in self.replaced()}
+        biases = {layer.bias.name: f"{layer.name}.up.bias" for layer in self.replaced() if layer.bias is not None}
+        for key, info in self.checkpoint.tensors.items():
+            if key not in layers:
+                writer.copy(biases.get(key, key), info)
+        for file in (self.checkpoint.directory / "config.json", *self.checkpoint.weight_files):
+            self.source_files[file.name] = _store.describe(file)
+
+    def _record(self, layer: Layer, rank: Rank, stored: Stored | None) -> LayerRecord:
+        analysis = self.analyses.get(layer.name, np.empty(0))
+        shapes = self.method.layout(layer.shape, rank).values()
+        after = sum(math.prod(shape) for shape in shapes)
+        optimal = self.method.predicted_error(analysis, rank)
+        found = stored.factored.spectrum if stored is not None else np.empty(0)
+        return LayerRecord(
+            name=layer.name,
+            kind=layer.kind,
+            shape=layer.shape,
+            dtype=layer.info.dtype,
+            rank=rank,
+            error=optimal if stored is None else stored.factored.error,
+            optimal_error=optimal,
+            path="predicted" if stored is None else stored.factored.path,
+            params_before=layer.size,
+            params_after=after,
+            bytes_before=layer.info.nbytes,
+            bytes_after=nbytes(layer.info.dtype, after),
+            seconds=self.spent.get(layer.name, 0.0) + (0.0 if stored is None else stored.seconds),
+            spectrum=downsample_spectrum(analysis if analysis.size else found),
+            notes=() if stored is None else stored.factored.notes,
+        )
+
+    def report(self, label: str, out: str | None, executor: str) -> Report:
+        replaced = [
+            self.made.get(la.name) or self._record(la, self.allocation.ranks[la.name], None) for la in self.replaced()
+        ]
+        targeted = {layer.info.name: layer for layer in self.plan.layers}
+        dense = []
+        for key, info in self.checkpoint.tensors.items():
+            layer = targeted.get(key)
+            if layer is None and key in self.plan.dense:
+                dense.append(_dense(info, key.removesuffix(".weight"), self.plan.dense[key]))
+            elif layer is not None and layer.name in self.allocation.dense:
+                spectrum = downsample_spectrum(self.analyses.get(layer.name, np.empty(0)))
+                record = _dense(info, layer.name, self.allocation.dense[layer.name])
+                dense.append(dataclasses.replace(record, targeted=True, spectrum=spectrum))
+        saved = sum(record.params_before - record.params_after for record in replaced)
+        saved_bytes = sum(record.bytes_before - record.bytes_after for record in replaced)
+        before = sum(layer.size for layer in self.plan.layers)
+        return Report(
+            method=self.method.name,
+            options={**_store.options(self.method), "rng": self.seed},
+            source=label,
+            output=out,
+            model_type=str(self.checkpoint.config.get("model_type", "")),
+            architecture=str((self.checkpoint.config.get("architectures") or [""])[0]),
+            param_ratio=self.param_ratio,
+            targeted_before=before,
+            targeted_after=before - saved,
+            params_before=self.checkpoint.size,
+            params_after=self.checkpoint.size - saved,
+            bytes_before=self.checkpoint.nbytes,
+            bytes_after=self.checkpoint.nbytes - saved_bytes,
+            layers=tuple(replaced),
+            dense=tuple(dense),
+            seconds=dict(self.seconds),
+            executor=executor,
+            notes=(*self.plan.notes, *_kernel_note()),
+            versions=_store.versions(),
+            dry_run=out is None,
+        )
+
+
+def make_job(
+    method: str | Method, options: Mapping[str, Any], param_ratio: float, calibration: Any, rng: RNGLike
+) -> Job:
+    if isinstance(param_ratio, bool) or not isinstance(param_ratio, int | float) or not 0 < param_ratio <= 1:
+        raise ValueError(f"param_ratio must be in (0, 1]: the share of the parameters that stays, got {param_ratio!r}")
+    made = create(method, options)
+    if calibration is not None:
+        raise ValueError(
+            f"calibration must be None: the {made.name} method uses no data in this version, got {calibration!r}"
+        )
+    try:
+        generator = np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rng must be None, an integer >= 0, a Generator or a SeedSequence, got {rng!r}") from error
+    seed = int(rng) if isinstance(rng, int | np.integer) else int(generator.integers(2**53))
+    return Job(made, float(param_ratio), seed)
+
+
+def _dense(info: TensorInfo, name: str, reason: str) -> DenseRecord:
+    return DenseRecord(
+        name=name, reason=reason, shape=info.shape, dtype=info.dtype, params=info.size, bytes=info.nbytes
+    )
+
+
+def _kernel_note() -> tuple[str, ...]:
+    found = kernels.active()
+    return () if found == "cpp" else (f"the compiled kernels were not used but the {found} ones, which are slower",)

@@ -1,0 +1,315 @@
+"""randomized_svd: accuracy at defaults, tolerances, inputs and errors that the property checks do not reach."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, aslinearoperator
+
+import tensorfact
+from tensorfact.factor import _input
+from tensorfact.testing import assert_orthonormal, optimal_errors, relative_error, spectral_error
+
+
+def power_law(m, n, slope=0.5, dtype=np.float32, seed=0):
+    """Singular values i^-slope between products of random reflections: dense, quick, exact to rounding."""
+    rng = np.random.default_rng(seed)
+    s = np.arange(1, min(m, n) + 1, dtype=float) ** -slope
+    a = np.zeros((m, n))
+    np.fill_diagonal(a, s)
+    for _ in range(4):
+        x, y = rng.standard_normal(m), rng.standard_normal(n)
+        a -= np.outer(x, (2 / (x @ x)) * (x @ a))
+        a -= np.outer(a @ y, (2 / (y @ y)) * y)
+    return a.astype(dtype), s
+
+
+def ratios(a, s, result):
+    """Achieved over optimal error, Frobenius and spectral."""
+    residual = a.astype(float) - result.reconstruct().astype(float)
+    k = result.rank
+    gram = residual @ residual.T if residual.shape[0] < residual.shape[1] else residual.T @ residual
+    return (
+        np.sqrt(np.trace(gram) / np.sum(s[k:] ** 2)),
+        np.sqrt(np.linalg.eigvalsh(gram)[-1]) / s[k],
+    )
+
+
+@pytest.mark.parametrize("slope", [0.5, 0.25])
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.5])
+@pytest.mark.parametrize("shape", [(384, 1536), (768, 1024)])
+def test_defaults_are_within_two_percent_where_an_exact_route_is_cheap(shape, share, slope):
+    a, s = power_law(*shape, slope)
+    frobenius, spectral = ratios(a, s, tensorfact.randomized_svd(a, rank=int(share * shape[0]), rng=1))
+    assert frobenius <= 1.005
+    assert spectral <= 1.02
+
+
+@pytest.mark.parametrize(("share", "path"), [(0.05, "shifted"), (0.25, "gram-subspace")])
+def test_defaults_are_near_optimal_on_larger_matrices(share, path):
+    a, s = power_law(1600, 1800)
+    result = tensorfact.randomized_svd(a, rank=int(share * 1600), rng=1)
+    frobenius, spectral = ratios(a, s, result)
+    assert frobenius <= 1.005
+    assert spectral <= 1.05
+    assert result.info.path == path
+
+
+def test_tol_is_never_missed_in_500_random_cases():
+    rng = np.random.default_rng(5)
+    for case in range(500):
+        m, n = rng.integers(2, 90, size=2)
+        s = rng.random(min(m, n)) ** rng.integers(1, 12)
+        u = np.linalg.qr(rng.standard_normal((m, min(m, n))))[0]
+        v = np.linalg.qr(rng.standard_normal((n, min(m, n))))[0]
+        a = ((u * s) @ v.T).astype([np.float32, np.float64][case % 2])
+        tol = float(10.0 ** rng.uniform(-5 if case % 2 == 0 else -13, -0.05))
+        result = tensorfact.randomized_svd(a, tol=tol, rng=case)
+        exact = relative_error(a, result.u.astype(float) * result.s.astype(float) @ result.vh.astype(float))
+        assert exact <= tol, (case, m, n, tol, result)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex128])
+@pytest.mark.parametrize("tol", [0.5, 0.1, 0.02])
+def test_the_blocked_route_keeps_tol_with_nearly_the_smallest_rank(dtype, tol):
+    a, s = power_law(1700, 1650, 1.5, np.float64)
+    a = (a * (1 + 0.5j) if dtype == np.complex128 else a).astype(dtype)
+    result = tensorfact.randomized_svd(a, tol=tol, rng=0)
+    assert result.info.path == "adaptive"
+    assert relative_error(a, result.reconstruct()) <= tol
+    tail = np.sqrt(np.cumsum(s[::-1] ** 2)[::-1] / np.sum(s**2))
+    best = int(np.flatnonzero(tail <= tol)[0]) if (tail <= tol).any() else len(s)
+    assert best <= result.rank <= best * 1.05 + 2
+
+
+def test_max_rank_that_bites_is_told():
+    a, _ = power_law(300, 200)
+    result = tensorfact.randomized_svd(a, tol=0.01, max_rank=7, rng=0)
+    assert result.rank == 7
+    assert not result.info.converged
+    assert_allclose(result.error, relative_error(a, result.reconstruct()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_ill_conditioned_blocks_fall_back_and_say_so(dtype):
+    """Geometric spectrum of condition 1e6 and beyond: only Householder QR keeps the small directions."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.standard_normal((size, 60)))[0] for size in (200, 150))
+    s = 10.0 ** np.linspace(0, -6 if dtype == np.float32 else -14, 60)
+    a = ((u * s) @ v.T).astype(dtype)
+    result = tensorfact.randomized_svd(a, rank=40, n_iter=2, rng=0)
+    assert "householder" in result.info.notes
+    assert spectral_error(a, result.reconstruct()) * s[0] <= 1.05 * s[40] + 100 * np.finfo(dtype).eps
+    assert_orthonormal(result.u)
+
+
+@pytest.mark.parametrize("method", ["subspace", "shifted", "krylov"])
+def test_exactly_low_rank_input_is_exact_at_any_rank(method):
+    a = np.outer(np.arange(1.0, 41.0), np.ones(30)) + np.outer(np.ones(40), np.arange(30.0))
+    result = tensorfact.randomized_svd(a, rank=6, method=method, n_iter=2, rng=0)
+    assert result.error <= 1e-13
+    assert np.all(result.s[2:] <= 1e-13 * result.s[0])
+
+
+def test_integers_are_obeyed_and_recorded():
+    a, _ = power_law(300, 200)
+    result = tensorfact.randomized_svd(a, rank=10, n_iter=3, n_oversamples=4, rng=0)
+    assert (result.info.path, result.info.n_iter, result.info.n_oversamples) == ("subspace", 3, 4)
+    assert result.info.matrix_reads == 5
+
+
+def half_types():
+    yield np.dtype(np.float16)
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    yield np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_half_precision_computes_in_float32_and_is_cast_back(index):
+    dtype = list(half_types())[index]
+    a = power_law(120, 90, 1.0)[0].astype(dtype)
+    result = tensorfact.randomized_svd(a, rank=20, rng=0)
+    assert result.u.dtype == result.s.dtype == result.vh.dtype == dtype
+    wide = (result.u.astype(float) * result.s.astype(float)) @ result.vh.astype(float)
+    assert_allclose(result.error, relative_error(a.astype(float), wide), rtol=1e-3)
+    kept = tensorfact.randomized_svd(a, tol=0.1, rng=0)
+    assert kept.error <= 0.1
+    with pytest.raises(ValueError, match="tol must be a number in"):
+        tensorfact.randomized_svd(a, tol=1e-3)
+
+
+def test_half_precision_overflow_is_refused():
+    with pytest.raises(ValueError, match="singular values overflow float16"):
+        tensorfact.randomized_svd(np.full((200, 200), 60000.0, dtype=np.float16), rank=1)
+
+
+def test_a_file_is_read_in_row_blocks_with_one_read_a_step(tmp_path, monkeypatch):
+    a, s = power_law(700, 500)
+    on_disk = np.memmap(tmp_path / "a.bin", dtype=np.float32, mode="w+", shape=a.shape)
+    on_disk[:] = a
+    on_disk.flush()
+    monkeypatch.setattr(_input, "_STREAM_BYTES", 0)
+    monkeypatch.setattr("tensorfact.factor._operand._BLOCK_BYTES", 64 << 10)
+    source = np.memmap(tmp_path / "a.bin", dtype=np.float32, mode="r", shape=a.shape)
+    result = tensorfact.randomized_svd(source, rank=40, certify=True, rng=0)
+    frobenius, spectral = ratios(a, s, result)
+    assert frobenius <= 1.005
+    assert spectral <= 1.05
+    assert result.spectral_bound >= spectral * s[40]
+    assert result.info.matrix_reads == result.info.n_iter + 3  # sketch, steps, final product, norm
+    assert tensorfact.randomized_svd(source, tol=0.5, rng=0).error <= 0.5
+    assert_allclose(tensorfact.singular_values(source), s, rtol=1e-3)
+    wide = np.memmap(tmp_path / "a.bin", dtype=np.float32, mode="r", shape=(350, 1000))
+    again = tensorfact.randomized_svd(wide, rank=40, rng=0)
+    assert_allclose(again.error, relative_error(np.asarray(wide), again.reconstruct()), rtol=1e-4)
+
+
+def test_a_copy_on_write_map_keeps_its_changes(tmp_path, monkeypatch):
+    np.ones((64, 48), dtype=np.float32).tofile(tmp_path / "a.bin")
+    monkeypatch.setattr(_input, "_STREAM_BYTES", 0)
+    private = np.memmap(tmp_path / "a.bin", dtype=np.float32, mode="c", shape=(64, 48))
+    private[:, :] = 2.0
+    result = tensorfact.randomized_svd(private, rank=1, rng=0)
+    assert_allclose(result.s, [2 * np.sqrt(64 * 48)], rtol=1e-5)
+    assert (private == 2).all()
+
+
+def test_safetensors_slices_are_streamed(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    numpy_io = pytest.importorskip("safetensors.numpy")
+    a, _ = power_law(90, 70)
+    numpy_io.save_file({"w": a, "h": a.astype(np.float16), "i": np.ones((3, 3), np.int32)}, tmp_path / "a.safetensors")
+    with safetensors.safe_open(tmp_path / "a.safetensors", framework="numpy") as opened:
+        result = tensorfact.randomized_svd(opened.get_slice("w"), rank=10, rng=0)
+        half = tensorfact.randomized_svd(opened.get_slice("h"), rank=10, rng=0)
+        with pytest.raises(ValueError, match="safetensors slice of type I32"):
+            tensorfact.randomized_svd(opened.get_slice("i"), rank=1)
+    assert_allclose(result.error, relative_error(a, result.reconstruct()), rtol=1e-4)
+    assert half.dtype == np.float16
+
+
+def test_bfloat16_slices_of_torch_come_back_as_bfloat16(tmp_path):
+    torch = pytest.importorskip("torch")
+    safetensors, torch_io = pytest.importorskip("safetensors"), pytest.importorskip("safetensors.torch")
+    pytest.importorskip("ml_dtypes")
+    a = torch.from_numpy(power_law(90, 70)[0])
+    torch_io.save_file({"w": a.to(torch.bfloat16)}, tmp_path / "a.safetensors")
+    with safetensors.safe_open(tmp_path / "a.safetensors", framework="pt") as opened:
+        result = tensorfact.randomized_svd(opened.get_slice("w"), rank=10, rng=0)
+    assert result.dtype.name == "bfloat16"
+    assert result.error < 0.8
+
+
+def test_operators_and_sparse_matrices():
+    a = sparse.random(300, 200, density=0.05, rng=np.random.default_rng(0), dtype=np.float64).tocsr()
+    dense = a.toarray()
+    result = tensorfact.randomized_svd(a, rank=20, certify=True, rng=0)
+    assert_allclose(result.error, relative_error(dense, result.reconstruct()), rtol=1e-8)
+    free = tensorfact.randomized_svd(aslinearoperator(a), rank=20, certify=True, rng=0)
+    assert np.isnan(free.error)  # its norm would cost min(m, n) products, which nobody asked for
+    assert free.spectral_bound >= spectral_error(dense, free.reconstruct())
+    kept = tensorfact.randomized_svd(aslinearoperator(a), tol=0.6, rng=0)
+    assert relative_error(dense, kept.reconstruct()) <= 0.6
+    assert_allclose(kept.error, relative_error(dense, kept.reconstruct()), rtol=1e-8)
+
+
+def test_an_operator_equals_the_array_bit_for_bit():
+    """The same direct route, the same products: nothing but the source differs."""
+    a = power_law(300, 200, dtype=np.float64)[0]
+    operator = LinearOperator(a.shape, matmat=lambda x: a @ x, rmatmat=lambda x: a.T @ x, matvec=None, dtype=a.dtype)
+    one, two = (tensorfact.randomized_svd(x, rank=20, n_iter=0, rng=3) for x in (a, operator))
+    for x, y in zip(one, two, strict=True):
+        assert np.array_equal(x, y)
+
+
+@pytest.mark.parametrize("result", ["wrong shape", "nan"])
+def test_a_lying_operator_is_named(result):
+    bad = {"wrong shape": np.zeros((3, 3)), "nan": np.full((30, 15), np.nan)}[result]
+    operator = LinearOperator((30, 30), matvec=None, matmat=lambda x: bad, rmatmat=lambda x: bad, dtype=np.float64)
+    with pytest.raises(ValueError, match="operator must return"):
+        tensorfact.randomized_svd(operator, rank=5)
+
+
+@pytest.mark.parametrize("library", ["array_api_strict", "torch", "jax.numpy", "cupy"])
+def test_arrays_of_other_libraries_stay_in_their_library(library):
+    xp = pytest.importorskip(library)
+    a, s = power_law(150, 220)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # JAX without x64 says that it has no float64
+        result = tensorfact.randomized_svd(xp.asarray(a), rank=30, rng=0, certify=True)
+        reference = tensorfact.randomized_svd(a, rank=30, rng=0)
+    assert type(result.u) is type(result.s) is type(result.vh) is type(xp.asarray(a))
+    assert str(result.dtype).endswith("float32")
+    assert_allclose(result.error, reference.error, rtol=1e-4)
+    assert_allclose(np.asarray(result.s), s[:30], rtol=1e-3)
+
+
+def test_torch_bfloat16_and_gradients_are_left_behind():
+    torch = pytest.importorskip("torch")
+    a = torch.from_numpy(power_law(80, 60)[0]).to(torch.bfloat16).requires_grad_()
+    result = tensorfact.randomized_svd(a, rank=10, rng=0)
+    assert result.u.dtype == torch.bfloat16
+    assert not result.u.requires_grad
+    assert_allclose(result.error, optimal_errors(a.detach().float().numpy(), 10).frobenius, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, "exactly one of rank and tol"),
+        ({"rank": 2, "tol": 0.1}, "exactly one of rank and tol"),
+        ({"rank": 2, "max_rank": 3}, "max_rank goes with tol"),
+        ({"rank": 0}, "rank must be between 1 and 4, got 0"),
+        ({"rank": 5}, "rank must be between 1 and 4, got 5"),
+        ({"rank": 1.0}, "rank must be an integer, got 1.0"),
+        ({"rank": True}, "rank must be an integer, got True"),
+        ({"tol": 0.0}, "tol must be a number in"),
+        ({"tol": 1.0}, "tol must be a number in"),
+        ({"tol": "fine"}, "tol must be a number in"),
+        ({"rank": 1, "n_iter": -1}, "n_iter must be at least 0, got -1"),
+        ({"rank": 1, "n_oversamples": 2.5}, "n_oversamples must be an integer"),
+        ({"rank": 1, "method": "power"}, "method must be 'subspace', 'krylov' or 'shifted', got 'power'"),
+    ],
+)
+def test_options_out_of_range_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        tensorfact.randomized_svd(np.eye(4, 6), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("a", "message"),
+    [
+        (np.zeros((0, 3)), "must not be empty"),
+        (np.zeros(3), "two axes"),
+        (np.zeros((2, 2, 2)), "two axes"),
+        (np.array([[1, None]], dtype=object), "got dtype object"),
+        (np.array([["a"]]), "got dtype <U1"),
+        (np.array([[True, False]]), "got dtype bool"),
+        (np.array([[1.0, np.nan]]), r"must be finite, got NaN or infinity, first at index \(0, 1\)"),
+        (np.array([[1.0], [-np.inf]]), r"must be finite, got NaN or infinity, first at index \(1, 0\)"),
+    ],
+)
+def test_bad_matrices_are_named(a, message):
+    with pytest.raises(ValueError, match=message):
+        tensorfact.randomized_svd(a, rank=1)
+
+
+def test_the_same_bits_for_any_number_of_our_threads():
+    a, _ = power_law(900, 1100)
+    before = tensorfact.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 7):
+            tensorfact.set_num_threads(threads)
+            results.append(tensorfact.randomized_svd(a, rank=50, n_iter=2, certify=True, rng=0))
+    finally:
+        tensorfact.set_num_threads(before)
+    for other in results[1:]:
+        assert other.error == results[0].error
+        assert other.spectral_bound == results[0].spectral_bound
+        for x, y in zip(results[0], other, strict=True):
+            assert np.array_equal(x, y)
