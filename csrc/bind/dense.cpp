@@ -32,6 +32,32 @@ void bind_normal_apply(py::module_& m) {
         py::arg("a").noconvert(), py::arg("x").noconvert(), py::arg("out").noconvert(), "block_rows"_a);
 }
 
+template <class T>
+void bind_matmul(py::module_& m) {
+    m.def(
+        "matmul",
+        [](const Array<T>& a, const Array<T>& b, Array<T>& product) {
+            const auto a_ = in(a, "a"), b_ = in(b, "b");
+            const auto product_ = out(product, "out");
+            nogil released;
+            matmul<T>(a_, b_, product_);
+        },
+        py::arg("a").noconvert(), py::arg("b").noconvert(), py::arg("out").noconvert());
+}
+
+template <class T>
+void bind_eigh(py::module_& m) {
+    m.def(
+        "eigh",
+        [](Array<T>& a, Array<real_t<T>>& values) {
+            const auto a_ = out(a, "a");
+            const auto values_ = out(values, "values");
+            nogil released;
+            return eigh<T>(a_, values_, local_workspace());
+        },
+        py::arg("a").noconvert(), py::arg("values").noconvert());
+}
+
 template <class T, class Acc>
 void bind_gram(py::module_& m) {
     m.def(
@@ -64,6 +90,12 @@ void bind_dense(py::module_& m) {
     bind_normal_apply<double>(m);
     bind_normal_apply<std::complex<float>>(m);
     bind_normal_apply<std::complex<double>>(m);
+    bind_matmul<float>(m);
+    bind_matmul<double>(m);
+    bind_matmul<std::complex<float>>(m);
+    bind_matmul<std::complex<double>>(m);
+    bind_eigh<double>(m);
+    bind_eigh<std::complex<double>>(m);
     bind_gram<float, float>(m);
     bind_gram<float, double>(m);
     bind_gram<double, double>(m);

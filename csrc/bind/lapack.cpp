@@ -70,6 +70,7 @@ void fetch_all(lapack::Routines<T>& to, char t, const py::dict& blas, const py::
     fetch(to.trmm, blas, p + "trmm", expand("hhhhIITTITI"));
     fetch(to.potrf, lapack, p + "potrf", expand("hITII"));
     fetch(to.trtri, lapack, p + "trtri", expand("hhITII"));
+    fetch(to.heevd, lapack, p + (is_complex<T> ? "heevd" : "syevd"), expand(is_complex<T> ? "hhITIRTIRIIII" : "hhITIRTIIII"));
 }
 
 // 32 or 64. Safe with either width, because the scalars are 64 bits: a 32-bit routine overwrites the low half of info only.

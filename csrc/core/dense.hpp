@@ -101,6 +101,28 @@ void normal_apply(Mat<const T> a, Mat<const T> x, Mat<T> out, index block_rows, 
     if (!s.by_row) conjugate_all(sum, n * l);
 }
 
+// out = A B. BLAS threads it: 2 m n l flops (real).
+template <class T>
+void matmul(Mat<const T> a, Mat<const T> b, Mat<T> out) {
+    const index m = a.shape[0], k = a.shape[1], n = b.shape[1];
+    require(b.shape[0] == k, "matmul: b must have ", k, " rows, the columns of a, got ", b.shape[0]);
+    require(out.shape[0] == m && out.shape[1] == n, "matmul: out must have shape (", m, ", ", n, "), got (", out.shape[0], ", ",
+            out.shape[1], ")");
+    const Lines<const T> left = lines(a, "a"), right = lines(b, "b");
+    T* product = contiguous(out, "out");
+    if (k == 0) std::fill_n(product, m * n, T(0));
+    else lapack::gemm(left.by_row ? 'N' : 'T', right.by_row ? 'N' : 'T', m, n, k, T(1), left.data, left.ld, right.data, right.ld, T(0), product, n);
+}
+
+// Eigenvalues (ascending) of a Hermitian matrix, and over it its eigenvectors: row j holds the conjugate of the j-th.
+template <class T>
+int eigh(Mat<T> a, Mat<real_t<T>> values, Workspace& ws) {
+    const index n = a.shape[0];
+    require(a.shape[1] == n, "eigh: a must be square, got (", n, ", ", a.shape[1], ")");
+    require(values.shape[0] == 1 && values.shape[1] == n, "eigh: values must have shape (1, ", n, ")");
+    return lapack::heevd(n, contiguous(a, "a"), contiguous(values, "values"), ws);
+}
+
 // Fills the upper triangle of a row-major Hermitian matrix from the lower one, in tiles because one side walks down columns.
 template <class T>
 void mirror(T* g, index n, int nthreads) {

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "view.hpp"
+#include "workspace.hpp"
 
 namespace tensorfact::lapack {
 
@@ -23,6 +24,10 @@ struct Routines {
     void (*trmm)(char*, char*, char*, char*, integer*, integer*, T*, T*, integer*, T*, integer*) = nullptr;
     void (*potrf)(char*, integer*, T*, integer*, integer*) = nullptr;
     void (*trtri)(char*, char*, integer*, T*, integer*, integer*) = nullptr;
+    std::conditional_t<is_complex<T>,
+                       void (*)(char*, char*, integer*, T*, integer*, R*, T*, integer*, R*, integer*, integer*, integer*, integer*),
+                       void (*)(char*, char*, integer*, T*, integer*, R*, T*, integer*, integer*, integer*, integer*)>
+        heevd = nullptr;  // syevd for real T
 };
 
 struct Table {
@@ -107,6 +112,36 @@ void trmm_right_adjoint(index m, index n, const T* l, index ldl, T* y, index ldy
     T one = 1;
     integer m_ = checked(m), n_ = checked(n), ldl_ = checked(ldl), ldy_ = checked(ldy);
     routines<T>().trmm(&left, &upper, &adjoint, &no, &n_, &m_, &one, fortran(l), &ldl_, y, &ldy_);
+}
+
+// Eigenvalues, ascending, of the Hermitian matrix in the row-major upper triangle of a (n x n), and over it its eigenvectors: row j
+// holds the conjugate of the j-th. Returns LAPACK's info: 0 means success.
+template <class T>
+int heevd(index n, T* a, real_t<T>* values, Workspace& ws) {
+    if (n == 0) return 0;
+    using R = real_t<T>;
+    char vectors = 'V', lower = 'L';
+    integer n_ = checked(n), info = 0, query = -1, first_i = 0;
+    T first{};
+    [[maybe_unused]] R first_r{};
+    const auto call = [&](T* work, integer* lwork, [[maybe_unused]] R* rwork, [[maybe_unused]] integer* lrwork, integer* iwork, integer* liwork) {
+        if constexpr (is_complex<T>)
+            routines<T>().heevd(&vectors, &lower, &n_, a, &n_, values, work, lwork, rwork, lrwork, iwork, liwork, &info);
+        else routines<T>().heevd(&vectors, &lower, &n_, a, &n_, values, work, lwork, iwork, liwork, &info);
+    };
+    call(&first, &query, &first_r, &query, &first_i, &query);
+    if (static_cast<std::int32_t>(info) != 0) return static_cast<std::int32_t>(info);
+    // A size comes back as a floating-point number: one unit of rounding more is enough for a float32 answer too.
+    const auto size = [](R answer) { return static_cast<index>(static_cast<double>(answer) * (1 + 1e-6)) + 1; };
+    integer lwork = checked(size(std::real(first))), lrwork = is_complex<T> ? checked(size(first_r)) : 0;
+    integer liwork = static_cast<std::int32_t>(first_i);
+    Workspace::Frame frame(ws);
+    T* work = frame.take<T>(lwork);
+    R* rwork = frame.take<R>(lrwork);
+    integer* iwork = frame.take<integer>(liwork);
+    info = 0;
+    call(work, &lwork, rwork, &lrwork, iwork, &liwork);
+    return static_cast<std::int32_t>(info);
 }
 
 }  // namespace tensorfact::lapack

@@ -36,5 +36,7 @@ parse_signature = _module.parse_signature
 probe_pool = _module.probe_pool
 sum_squares = _module.sum_squares
 normal_apply = _module.normal_apply
+eigh = _module.eigh
 gram = _module.gram
+matmul = _module.matmul
 cholesky_qr = _module.cholesky_qr

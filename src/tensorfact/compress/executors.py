@@ -226,35 +226,40 @@ class _Limit:
     """BLAS and our own kernels at one thread while any task runs in this process.
 
     The setting belongs to the process, so nested and concurrent tasks share it: the first one sets it, the last one
-    restores it.
+    restores it, and they need not be the same thread. `threadpoolctl.threadpool_limits` cannot do that: in 3.8 only the
+    first thread that used it may change OpenBLAS, and calls from the others do nothing, silently.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.count = 0
-        self.controller: Any = None
-        self.limiter: Any = None
+        self.libraries: list[Any] | None = None
+        self.before: list[int] = []
         self.workers = 1
 
     def enter(self) -> None:
         with self.lock:
             if self.count == 0:
-                if self.controller is None:  # looking for the libraries takes milliseconds: once a process
+                if self.libraries is None:  # looking for the libraries takes milliseconds: once a process
                     import scipy.linalg  # noqa: F401  (its BLAS must be loaded to be found)
                     from threadpoolctl import ThreadpoolController
 
-                    self.controller = ThreadpoolController()
-                self.limiter = self.controller.limit(limits=1)
+                    self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+                self.before = [library.get_num_threads() for library in self.libraries]
                 self.workers = kernels.get_num_threads()
-                kernels.set_num_threads(1)
+                self._set([1] * len(self.before), 1)
             self.count += 1
 
     def leave(self) -> None:
         with self.lock:
             self.count -= 1
             if self.count == 0:
-                self.limiter.restore_original_limits()
-                kernels.set_num_threads(self.workers)
+                self._set(self.before, self.workers)
+
+    def _set(self, threads: list[int], workers: int) -> None:
+        for library, count in zip(self.libraries or (), threads, strict=True):
+            getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
+        kernels.set_num_threads(workers)
 
 
 _LIMIT = _Limit()

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorfact import kernels
 from tensorfact.factor._operand import Operand
 from tensorfact.factor._ops import NumpyOps
 
@@ -22,7 +23,7 @@ def gram_spectrum(op: Operand) -> tuple[np.ndarray, np.ndarray]:
 
     Cost: ``m n^2`` flop for the product, about ``9 n^3`` for ``syevd``.
     """
-    values, w = np.linalg.eigh(op.ops.to_numpy(op.gram(double=True)))
+    values, w = kernels.eigh(op.ops.to_numpy(op.gram(double=True)))
     return np.maximum(values[::-1], 0.0), w[:, ::-1]
 
 

@@ -142,14 +142,14 @@ class Dense(Operand):
 
     def apply(self, x: Any) -> Any:
         self.ops.reads += 1
-        return self._flip(np.matmul(self.a, self._flip(x)))
+        return self._flip(kernels.matmul(self.a, self._flip(x)))
 
     def adjoint(self, x: Any) -> Any:
         self.ops.reads += 1
         if not self.ops.complex:
-            return np.matmul(self.a.T, x)
+            return kernels.matmul(self.a.T, x)
         # (A^H x) = conj(A^T conj(x)): conjugate the thin factor, never the matrix
-        return self._flip(np.matmul(self.a.T, self._flip(x).conj()).conj())
+        return self._flip(kernels.matmul(self.a.T, self._flip(x).conj()).conj())
 
     def normal(self, x: Any) -> Any:
         self.ops.reads += 1
@@ -170,7 +170,7 @@ class Dense(Operand):
     def residual2(self, u: Any, s: Any, vh: Any) -> float:
         total, us = 0.0, u * s
         for lo in range(0, self.shape[0], 1024):
-            block = np.matmul(us[lo : lo + 1024], vh)
+            block = kernels.matmul(us[lo : lo + 1024], vh)
             np.subtract(self._flip(self.a[lo : lo + 1024]), block, out=block)
             total += kernels.sum_squares(block)
         return total
@@ -235,13 +235,13 @@ class Streamed(Operand):
     def apply(self, x: Any) -> Any:
         out = np.empty((self.shape[0], x.shape[1]), dtype=self.ops.dtype)
         for lo, hi, block in self.blocks():
-            np.matmul(block, x, out=out[lo:hi])
+            kernels.matmul(block, x, out=out[lo:hi])
         return out
 
     def adjoint(self, x: Any) -> Any:
         out = np.zeros((self.shape[1], x.shape[1]), dtype=self.ops.dtype)
         for lo, hi, block in self.blocks():
-            out += np.matmul(self.ops.adjoint(block), x[lo:hi])
+            out += kernels.matmul(self.ops.adjoint(block), x[lo:hi])
         return out
 
     def normal(self, x: Any) -> Any:
@@ -254,7 +254,7 @@ class Streamed(Operand):
     def sketch(self, width: int, rng: np.random.Generator) -> Any:
         out = np.zeros((self.shape[1], width), dtype=self.ops.dtype)
         for lo, hi, block in self.blocks():  # drawn block by block: the same numbers as in one go
-            out += np.matmul(self.ops.adjoint(block), self.ops.draw(hi - lo, width, rng))
+            out += kernels.matmul(self.ops.adjoint(block), self.ops.draw(hi - lo, width, rng))
         return out
 
     def gram(self, *, double: bool) -> Any:
@@ -268,7 +268,7 @@ class Streamed(Operand):
 
     def residual2(self, u: Any, s: Any, vh: Any) -> float:
         us = u * s
-        return sum(kernels.sum_squares(block - np.matmul(us[lo:hi], vh)) for lo, hi, block in self.blocks())
+        return sum(kernels.sum_squares(block - kernels.matmul(us[lo:hi], vh)) for lo, hi, block in self.blocks())
 
 
 class Linear(Operand):

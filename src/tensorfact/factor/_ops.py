@@ -60,7 +60,7 @@ class NumpyOps:
         return x.conj().T if self.complex else x.T
 
     def matmul(self, x: Any, y: Any) -> Any:
-        return np.matmul(x, y)
+        return kernels.matmul(x, y)
 
     def subtract(self, y: Any, factor: float, x: Any) -> Any:
         """``y - factor x``, in place of ``y``."""
@@ -133,12 +133,14 @@ class NumpyOps:
         if not spread > 0 or self.eps / spread**2 > _MAX_LOSS / math.sqrt(y.shape[1]):
             if "householder" not in self.notes:
                 self.notes.append("householder")
-            q, r = np.linalg.qr(y)
+            # a doubtful first pass has already overwritten y by q, and y = q r still holds
+            q, again = np.linalg.qr(q if spread > 0 else y)
+            r = kernels.matmul(again, r) if spread > 0 else again
             phase = _phases(r)  # a positive diagonal, like Cholesky's: callers may pair q with what they had before
             return np.ascontiguousarray(q * phase), phase.conj()[:, None] * r
         for _ in range(passes - 1):
-            q, r2, _ = kernels.cholesky_qr(q, overwrite=True)
-            r = r2 @ r
+            q, again, _ = kernels.cholesky_qr(q, overwrite=True)
+            r = kernels.matmul(again, r)
         return q, r
 
     def settle(self, left: Any, s: np.ndarray) -> Any:
@@ -167,11 +169,12 @@ class NumpyOps:
         inverse, info = trtri(np.asfortranarray(r))
         if info != 0:
             return 0.0
+        inverse = np.triu(inverse)  # trtri leaves the other triangle as it was
         probes, powers = 6, 12
         x = np.random.Generator(np.random.SFC64(0)).standard_normal((inverse.shape[0], probes)).astype(inverse.dtype)
         logs = np.zeros(probes)
         for step in range(2 * powers + 1):
-            x = (inverse if step % 2 == 0 else inverse.conj().T) @ x
+            x = kernels.matmul(inverse if step % 2 == 0 else inverse.conj().T, x)
             norms = np.linalg.norm(x, axis=0)
             if not (np.isfinite(norms).all() and norms.all()):
                 return 0.0

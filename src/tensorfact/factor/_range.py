@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tensorfact import kernels
 from tensorfact.factor._operand import Operand
 from tensorfact.factor._ops import NumpyOps
 
@@ -107,7 +108,7 @@ def rayleigh_ritz(ops: NumpyOps, x: Any, z: Any, rank: int) -> tuple[Any, np.nda
     Through the Gram matrix of ``z`` in float64 where its squared condition allows, else through a QR and an SVD of the
     triangle.  ``s`` is float64.
     """
-    values, w = np.linalg.eigh(ops.gram64(z))
+    values, w = kernels.eigh(ops.gram64(z))
     values, w = values[::-1][:rank], w[:, ::-1][:, :rank]
     # sqrt(eps) of the accumulation bounds what a Gram matrix can resolve; single precision data never gets there
     limit = 1e-3 if ops.eps < 1e-10 else 1e-6

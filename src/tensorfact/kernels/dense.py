@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from tensorfact.kernels._array import as_contiguous, as_lines, as_matrix, is_lines, output
 from tensorfact.kernels._dispatch import checked_threads, kernel
 
-__all__ = ["cholesky_qr", "gram", "normal_apply", "sum_squares"]
+__all__ = ["cholesky_qr", "eigh", "gram", "matmul", "normal_apply", "sum_squares"]
 
 Matrix = NDArray[Any]
 Accumulate = Literal["native", "double"]
@@ -37,6 +37,19 @@ def _normal_apply(a: Matrix, x: Matrix, out: Matrix, block_rows: int) -> None:
     for lo in range(0, a.shape[0], block_rows):
         block = np.ascontiguousarray(a[lo : lo + block_rows])
         out += block.conj().T @ (block @ x)
+
+
+@kernel(blas=True)
+def _matmul(a: Matrix, b: Matrix, out: Matrix) -> None:
+    out[:, :] = np.dot(np.ascontiguousarray(a), np.ascontiguousarray(b))
+
+
+@kernel(blas=True)
+def _eigh(a: Matrix, values: Matrix) -> int:
+    found, vectors = np.linalg.eigh(a)
+    values[0, :] = found
+    a[:, :] = vectors.conj().T
+    return 0
 
 
 @kernel(blas=True)
@@ -179,6 +192,95 @@ def normal_apply(a: ArrayLike, x: ArrayLike, /, *, out: Matrix | None = None, bl
     result = output(out, block.shape, matrix.dtype, matrix, block)
     _normal_apply(matrix, block, result, max(1, min(int(block_rows), m)))
     return result
+
+
+def matmul(a: ArrayLike, b: ArrayLike, /, *, out: Matrix | None = None) -> Matrix:
+    """Product of two matrices by the BLAS that the other kernels use.
+
+    ``numpy.matmul`` brings a BLAS of its own, whose idle threads spin for a while: a loop that alternates between the
+    two runs at half speed on few cores.
+
+    Parameters
+    ----------
+    a : array_like, shape (m, k)
+        Real or complex. Row- and column-contiguous arrays are used in place, others copied.
+    b : array_like, shape (k, n)
+        Of the dtype of `a`.
+    out : ndarray, shape (m, n), optional
+        C-contiguous, of the same dtype, not overlapping `a` or `b`.
+
+    Returns
+    -------
+    ndarray, shape (m, n)
+        `out`, or a new C-contiguous array.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or `out` do not fit.
+
+    Notes
+    -----
+    2 m n k flops (real). BLAS threads the product, so its thread count may change the last bits.
+
+    Examples
+    --------
+    >>> matmul([[1.0, 2.0]], [[3.0], [4.0]])
+    array([[11.]])
+    """
+    left, right = as_lines(as_matrix(a, "a")), as_lines(as_matrix(b, "b"))
+    if left.shape[1] != right.shape[0]:
+        raise ValueError(f"b must have {left.shape[1]} rows, the columns of a, got shape {right.shape}")
+    if left.dtype != right.dtype:
+        raise ValueError(f"b must be of the dtype of a, {left.dtype}, got {right.dtype}")
+    result = output(out, (left.shape[0], right.shape[1]), left.dtype, left, right)
+    _matmul(left, right, result)
+    return result
+
+
+def eigh(h: ArrayLike, /) -> tuple[Matrix, Matrix]:
+    """Eigenvalues and eigenvectors of a Hermitian matrix in float64 or complex128, by divide and conquer (``syevd``).
+
+    Parameters
+    ----------
+    h : array_like, shape (n, n)
+        Hermitian; copied, and converted to double precision. The upper triangle is read.
+
+    Returns
+    -------
+    values : ndarray, shape (n,)
+        Ascending, float64.
+    vectors : ndarray, shape (n, n)
+        Orthonormal columns in the same order.
+
+    Raises
+    ------
+    ValueError
+        If `h` is not square.
+    numpy.linalg.LinAlgError
+        If LAPACK does not converge, or `h` holds NaN or infinity.
+
+    Notes
+    -----
+    About 9 n^3 flops, half of them at the speed of memory. The interpreter's lock is released.
+
+    Examples
+    --------
+    >>> eigh([[2.0, 0.0], [0.0, 1.0]])[0]
+    array([1., 2.])
+    """
+    matrix = as_matrix(h, "h")
+    n = matrix.shape[0]
+    if matrix.shape[1] != n:
+        raise ValueError(f"h must be square, got shape {matrix.shape}")
+    vectors = np.array(matrix, dtype=np.result_type(matrix.dtype, np.float64), order="C")
+    if not np.isfinite(vectors).all():
+        raise np.linalg.LinAlgError("h must be finite, got NaN or infinity")
+    values = np.empty((1, n))
+    info = _eigh(vectors, values)
+    if info != 0:
+        raise np.linalg.LinAlgError(f"the eigenvalues did not converge: LAPACK's info is {info}")
+    return values[0], vectors.conj().T
 
 
 def gram(
