@@ -5,8 +5,8 @@
 
 Errors come first: each routine's Frobenius and spectral error over the optimum, on a matrix whose spectrum is known.
 Then all of them are timed in one process, interleaved. For each peer the comparison is with the fastest setting of ours
-whose errors are both no larger, within 0.1 % for iterative and 0.5 % for exact peers (an approximation never equals the
-optimum to the last digit).
+whose errors are both no larger, within 0.1 %. Exact peers are compared with our default, whose errors are stored beside:
+an approximation never equals the optimum to the last digit.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ EXACT = ("gesdd", "svds")
 def our_settings(a: np.ndarray, rank: int) -> dict[str, Routine]:
     """Ours: the default and explicit numbers of power iterations."""
     settings: dict[str, dict[str, Any]] = {"default": {}}
-    settings |= {f"n_iter={q}": {"n_iter": q} for q in (0, 1, 2, 4)}
-    settings |= {f"shifted, n_iter={q}": {"n_iter": q, "method": "shifted"} for q in (3, 4)}
+    settings |= {f"n_iter={q}": {"n_iter": q} for q in (1, 2, 4)}
+    settings |= {"shifted, n_iter=3": {"n_iter": 3, "method": "shifted"}}
     return {
         f"tensorfact {name}": lambda options=options: tuple(tensorfact.randomized_svd(a, rank=rank, rng=0, **options))
         for name, options in settings.items()
@@ -67,15 +67,14 @@ def peer_settings(a: np.ndarray, rank: int) -> dict[str, Routine]:
         u, s, vh = svds(a, k=rank, rng=np.random.default_rng(0))
         return u[:, ::-1], s[::-1], vh[::-1]
 
-    large = limit > 1536
+    large = limit > 1536  # there the slow ones run at small ranks only
     found: dict[str, Routine] = {
         "scikit-learn default": lambda: sklearn_svd(a, rank, random_state=0),
         "torch.svd_lowrank niter=2": lambda: torch_svd(2, width),
-        "torch.svd_lowrank niter=4": lambda: torch_svd(4, width),
     }
-    if rank <= limit // 4 or not large:
-        found["scikit-learn n_iter=2"] = lambda: sklearn_svd(a, rank, n_iter=2, random_state=0)
+    if rank <= limit // 3 or not large:
         found["torch.svd_lowrank niter=7"] = lambda: torch_svd(7, width)
+    if rank <= limit // 8 or not large:
         found["fbpca n_iter=2"] = lambda: fbpca_svd(2)
         found["librla power_iter=2"] = lambda: librla_svd(2)
     if not large:
@@ -123,8 +122,6 @@ def measure(m: int, n: int, share: float, rounds: int) -> dict[str, Any]:
     a, s = cases.power_law(m, n)
     rank = int(share * min(m, n))
     routines = our_settings(a, rank) | peer_settings(a, rank)
-    if min(m, n) > 1536 and share > 0.25:
-        routines.pop("tensorfact n_iter=4", None)
     rows: dict[str, Any] = {}
     for name, routine in routines.items():
         frobenius, spectral = error_ratios(a, s, routine(), rank)
@@ -133,7 +130,7 @@ def measure(m: int, n: int, share: float, rounds: int) -> dict[str, Any]:
     if info.path in ("shifted", "gram-subspace"):
         routines["products of default"] = products_alone(a, rank, info.path, info.n_iter)  # type: ignore[assignment]
     routines["products of n_iter=2"] = products_alone(a, rank, "subspace", 2)  # type: ignore[assignment]
-    seconds = timing.interleaved(routines, rounds, budget=150.0)
+    seconds = timing.interleaved(routines, rounds, budget=60.0)
     for name, times in seconds.items():
         rows.setdefault(name, {})["seconds"] = float(np.median(times))
         rows[name]["rounds"] = len(times)
@@ -148,11 +145,11 @@ def compare(cell: dict[str, Any]) -> dict[str, Any]:
     for name, row in rows.items():
         if name in ours or "frobenius" not in row:
             continue
-        slack = 1.005 if name in EXACT else 1.001
         able = {
             key: mine["seconds"]
             for key, mine in ours.items()
-            if mine["frobenius"] <= slack * row["frobenius"] and mine["spectral"] <= slack * row["spectral"]
+            if (mine["frobenius"] <= 1.001 * row["frobenius"] and mine["spectral"] <= 1.001 * row["spectral"])
+            or (name in EXACT and key == "tensorfact default")
         }
         if able:
             best = min(able, key=lambda key: able[key])
@@ -162,12 +159,25 @@ def compare(cell: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def real_weights() -> dict[str, Any]:
+    """Our default on weights of a trained encoder: errors over the optimum at each rank."""
+    answer: dict[str, Any] = {}
+    for name, a in cases.real_weights():
+        s = np.linalg.svd(a.astype(float), compute_uv=False)
+        for share in cases.SHARES:
+            rank = int(share * min(a.shape))
+            result = tensorfact.randomized_svd(a, rank=rank, rng=0)
+            frobenius, spectral = error_ratios(a, s, tuple(result), rank)
+            answer[f"{name} {share:.0%}"] = {"frobenius": frobenius, "spectral": spectral, "path": result.info.path}
+    return answer
+
+
 def main() -> None:
     """Measure what is missing and write ``results/low_rank.json`` after each cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget stored cells")
     parser.add_argument("--only", action="append", default=[], metavar="MxN", help="only this size (repeatable)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7, help="below 1000 rows; larger ones take two")
     args = parser.parse_args()
     result: dict[str, Any] = timing.load("low_rank")
     result.setdefault("cells", {})
@@ -179,12 +189,16 @@ def main() -> None:
             key = f"{m}x{n} {share:.0%}"
             if key in result["cells"] and not args.fresh:
                 continue
-            cell = measure(m, n, share, args.rounds if m > 1000 else 3 * args.rounds)
+            cell = measure(m, n, share, args.rounds if m < 1000 else 2)
             cell["faster"] = compare(cell)
             result["cells"][key] = cell
             timing.save("low_rank", result)
             brief = {k: v["times_faster"] and round(v["times_faster"], 2) for k, v in cell["faster"].items()}
             print(key, cell["default_path"], brief, flush=True)
+    for cell in result["cells"].values():
+        cell["faster"] = compare(cell)
+    result["real_weights"] = real_weights()
+    timing.save("low_rank", result)
 
 
 if __name__ == "__main__":

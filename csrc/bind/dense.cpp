@@ -94,7 +94,9 @@ void bind_dense(py::module_& m) {
     bind_matmul<double>(m);
     bind_matmul<std::complex<float>>(m);
     bind_matmul<std::complex<double>>(m);
+    bind_eigh<float>(m);
     bind_eigh<double>(m);
+    bind_eigh<std::complex<float>>(m);
     bind_eigh<std::complex<double>>(m);
     bind_gram<float, float>(m);
     bind_gram<float, double>(m);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file as save_torch
 
 import torch
+from tensorfact.compress._store import other_files
 from tensorfact.compress._types import decode, encode
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_raw, read_weight
 from tensorfact.compress.writer import CheckpointWriter, Entry, parse_size
@@ -48,16 +50,69 @@ def test_bfloat16_rounds_to_nearest_even_like_torch():
     assert np.isnan(decode(encode(np.array([np.nan], np.float32), "BF16"), "BF16")).all()
 
 
-def test_other_files(write_checkpoint):
+def test_other_files(write_checkpoint, tmp_path):
     source = write_checkpoint()
     (source / ".hidden").write_text("x")
     (source / "onnx").mkdir()
     (source / "loop").symlink_to(source)
     (source / "nowhere").symlink_to(source / "missing")
     (source / "onnx" / "model.onnx").write_text("x")
-    copied, skipped = Checkpoint.open(source).other_files()
-    assert {str(p) for p in copied} == {"config.json", "tokenizer.json", "extra/config.json"}
-    assert {str(p) for p in skipped} == {"pytorch_model.bin", "onnx/model.onnx"}
+    for folder in ("checkpoint-500", "2_Dense", "3_Dense"):
+        (source / folder).mkdir()
+    (source / "checkpoint-500" / "optimizer.pt").write_text("x")
+    for name in ("2_Dense/config.json", "2_Dense/pytorch_model.bin", "extra/optimizer.pt"):
+        (source / name).write_text("x")
+    for name in ("3_Dense/config.json", "3_Dense/pytorch_model.bin", "3_Dense/model.safetensors"):
+        (source / name).write_text("x")
+    (tmp_path / "secret.txt").write_text("x")
+    (source / "outside.txt").symlink_to(tmp_path / "secret.txt")
+    (source / "inside.txt").symlink_to("tokenizer.json")
+    copied, skipped = other_files(Checkpoint.open(source))
+    module = {"2_Dense/config.json", "2_Dense/pytorch_model.bin", "3_Dense/config.json", "3_Dense/model.safetensors"}
+    assert set(map(str, copied)) == {"config.json", "tokenizer.json", "extra/config.json", "inside.txt"} | module
+    left_out = {"pytorch_model.bin", "onnx", "checkpoint-500", "extra/optimizer.pt", "outside.txt"}
+    assert set(map(str, skipped)) == left_out | {"3_Dense/pytorch_model.bin"}
+
+
+def test_links_of_a_hub_cache_are_followed(write_checkpoint, tmp_path):
+    source = write_checkpoint()
+    blobs, snapshot = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for i, name in enumerate(("config.json", "model.safetensors", "tokenizer.json")):
+        (source / name).rename(blobs / str(i))
+        (snapshot / name).symlink_to(f"../../blobs/{i}")
+    assert tuple(map(list, other_files(Checkpoint.open(snapshot)))) == (
+        [PurePosixPath("config.json"), PurePosixPath("tokenizer.json")],
+        [],
+    )
+
+
+def test_shards_are_not_copied_whatever_their_name(write_checkpoint):
+    source = write_checkpoint(shards=2)
+    (source / "model-00001-of-00002.safetensors").rename(source / "first.weights")
+    index = source / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00001-of-00002.safetensors", "first.weights"))
+    copied, _ = other_files(Checkpoint.open(source))
+    assert set(map(str, copied)) == {"config.json", "tokenizer.json", "extra/config.json"}
+
+
+def test_the_single_file_wins_over_an_index_as_in_transformers(write_checkpoint):
+    source = write_checkpoint()
+    names = set(Checkpoint.open(source).tensors)
+    (source / "model.safetensors.index.json").write_text('{"weight_map": {"stale.weight": "gone.safetensors"}}')
+    assert set(Checkpoint.open(source).tensors) == names
+
+
+def test_other_weights_named_by_the_configuration_are_refused(write_checkpoint):
+    source = write_checkpoint()
+    for name, refused in (("model.safetensors", False), (None, False), ("other.safetensors", True), ([], True)):
+        (source / "config.json").write_text(json.dumps({"model_type": "plain", "transformers_weights": name}))
+        if refused:
+            with pytest.raises(CheckpointError, match="must not name its own weights file, got transformers_weights"):
+                Checkpoint.open(source)
+        else:
+            assert Checkpoint.open(source).tensors
 
 
 @pytest.mark.parametrize("limit", [10**9, 300])
@@ -108,7 +163,7 @@ def test_overwriting_keeps_the_old_until_the_end(tmp_path, leftovers):
             writer.layout([Entry("a", "F32", (2,))], max_shard_size=10**9)
             writer.write("a", np.zeros(2, np.float32))
             writer.finish_tensors()
-            writer.write_file("config.json", text)
+            writer.write_file("config.json", json.dumps({"model_type": text}))
             if fail:
                 raise KeyboardInterrupt
             writer.commit()
@@ -116,9 +171,9 @@ def test_overwriting_keeps_the_old_until_the_end(tmp_path, leftovers):
     write("old", fail=False)
     with pytest.raises(KeyboardInterrupt):
         write("new", fail=True)
-    assert (tmp_path / "out" / "config.json").read_text() == "old"
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "old"}
     write("new", fail=False)
-    assert (tmp_path / "out" / "config.json").read_text() == "new"
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "new"}
     assert leftovers(tmp_path) == []
 
 

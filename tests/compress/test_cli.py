@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tensorfact.compress import Report, compress
+from tensorfact.compress import Report, compress, verify
 from tensorfact.compress.cli import main
 
 
@@ -87,7 +87,7 @@ def test_verify_fails_with_one(small, capsys):
     assert main(["verify", str(small)]) == 1
     found = capsys.readouterr()
     assert "tokenizer.json is missing" in found.err
-    assert "1 problems" in found.out
+    assert "1 problem\n" in found.out
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,8 @@ def test_verify_fails_with_one(small, capsys):
             ["compress", "SOURCE", "OUT", "--param-ratio", "0.0001"],
             "param_ratio must be at least 0.0278 for these weights",
         ),
-        (["compress", "SOURCE", "SOURCE", "--param-ratio", "0.5"], "out already exists (pass overwrite to replace it)"),
+        (["compress", "SOURCE", "SOURCE", "--param-ratio", "0.5"], "out must lie apart from the source directory"),
+        (["compress", "SOURCE", "FILE", "--param-ratio", "0.5"], "out already exists (pass overwrite to replace it)"),
         (["compress", "SOURCE", "OUT", "--param-ratio", "0.5", "--method", "x"], "method must be one of lowrank"),
         (
             ["compress", "SOURCE", "OUT", "--param-ratio", "0.5", "--option", "x=1"],
@@ -120,6 +121,8 @@ def test_verify_fails_with_one(small, capsys):
 )
 def test_errors_are_one_line_and_exit_two(write_checkpoint, tmp_path, capsys, command, message):
     places = {"SOURCE": str(write_checkpoint()), "OUT": str(tmp_path / "out"), "OUT/a/b": str(tmp_path / "out/a/b")}
+    places["FILE"] = str(tmp_path / "file")
+    (tmp_path / "file").write_text("mine")
     assert main([places.get(word, word) for word in command]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -167,3 +170,49 @@ def test_neither_torch_nor_transformers_is_imported_without_need(small):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_leaves_does_not_hide_the_damage(small):
+    (small / "tokenizer.json").unlink()
+    code = f"import sys; from tensorfact.compress.cli import main; sys.exit(main(['verify', {str(small)!r}]))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+    os.close(writer)
+    assert done.returncode == 1
+    assert "tokenizer.json is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_page_is_replaced_whole(small, tmp_path, monkeypatch):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    link = tmp_path / "link.html"
+    link.symlink_to(page)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *places: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert main(["report", str(small), "--html", str(page)]) == 2
+    assert page.read_text() == "old"
+    assert main(["report", str(small), "--html", str(link)]) == 0
+    assert link.is_symlink()
+    assert "<html" in page.read_text()
+    assert sorted(os.listdir(tmp_path)) == ["link.html", "page.html", "small", "source"]
+
+
+def test_an_interrupt_after_the_end_says_that_the_checkpoint_is_there(write_checkpoint, tmp_path, run_python):
+    code = f"""
+import sys, tensorfact.compress.fidelity as fidelity
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+fidelity.evaluate = interrupted
+from tensorfact.compress.cli import main
+sys.exit(main(['compress', {str(write_checkpoint())!r}, {str(tmp_path / "out")!r}, '--param-ratio', '0.5']))
+"""
+    done = run_python(code)
+    assert done.returncode == 130
+    assert "interrupted, " in done.stderr
+    assert "out is complete" in done.stderr
+    assert "nothing was written" not in done.stderr
+    assert verify(tmp_path / "out") == []

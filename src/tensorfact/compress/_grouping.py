@@ -168,6 +168,17 @@ def format_speed(before_ms: float, after_ms: float) -> str:
     return f"{quotient:.2f}x faster" if quotient > 1 else f"{1 / quotient:.2f}x slower"
 
 
+def is_slower(layer: LayerRecord) -> bool:
+    """Whether the layer alone was measured and took longer than the dense one, by more than noise."""
+    before, after = layer.latency_before_ms, layer.latency_after_ms
+    return before is not None and after is not None and format_speed(before, after).endswith("slower")
+
+
+def printable(text: str) -> str:
+    """Replace control characters by ``?``: names come from files, and a terminal would obey them."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def format_count(count: int, noun: str) -> str:
     """``1 thread``, ``2 threads``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -16,6 +16,8 @@ INSTALL = 'pip install "tensorfact[hf]"'
 # with random numbers. It obeys this entry, the name of the weights file, and its error shows the text; the family
 # configurations below drop it. The configuration and the tokenizer load without us.
 GUARD_KEY = "transformers_weights"
+OVERWRITTEN = ("auto_map", GUARD_KEY, MODEL_TYPE)
+"""Keys of the source's `config.json`, beside `model_type`, that give way to ours; the recipe keeps their values."""
 _GUARD = f"compressed by tensorfact: {INSTALL}, then import tensorfact.compress and load it with AutoModel"
 # Processors name their class in their own file, and the auto module for them takes seconds to import.
 _AUTO_MODULES = ("modeling_auto", "tokenization_auto")
@@ -186,6 +188,32 @@ def _swap(model: Any) -> None:
     model.config.tensorfact = {**model.config.tensorfact, "ranks": {name: ranks[name] for name in names}}
 
 
+def architecture_class(names: Any) -> Any:
+    """Return the model class of transformers that `architectures` names first, or None where it is something else.
+
+    The text comes from a file that nobody vouches for, so no other attribute of transformers will do.
+    """
+    import transformers
+
+    name = names[0] if isinstance(names, list) and names else None
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
+
+
+def loaded_keys(model: Any, keys: Iterable[str], state: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
+    """Map each key to the name it is loaded under, and to the pattern of a conversion that merges it with others.
+
+    `state` holds the keys of the model, which say whether the base model's prefix is added or dropped.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    transforms: Any = get_model_conversion_mapping(model)
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
+    return {key: rename_source_key(key, renamings, converters, model.base_model_prefix, state) for key in keys}
+
+
 def module_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     """Map checkpoint names to module names as `from_pretrained` maps keys: its renamings, the base model's prefix.
 
@@ -193,25 +221,15 @@ def module_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     ``attention.q_proj`` in memory). Both are given without ``.weight``. A name whose tensor has no module of its own in
     `model`, because it is fused with others on loading or belongs to another class's head, is left out.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
-
     from tensorfact.torch import LowRankLinear
 
-    keys = {
+    state = {
         f"{name}.weight": True
         for name, module in model.named_modules()
         if isinstance(module, LowRankLinear) or module._parameters.get("weight") is not None
     }
-    transforms: Any = get_model_conversion_mapping(model)
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
-    found = {}
-    for name in names:
-        key, _ = rename_source_key(f"{name}.weight", renamings, converters, model.base_model_prefix, keys)
-        if key in keys:
-            found[name] = key.removesuffix(".weight")
-    return found
+    found = loaded_keys(model, [f"{name}.weight" for name in names], state)
+    return {key.removesuffix(".weight"): to.removesuffix(".weight") for key, (to, _) in found.items() if to in state}
 
 
 def _check_names(model: Any, ranks: dict[str, int], names: dict[str, str]) -> None:

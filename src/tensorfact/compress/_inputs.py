@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tensorfact.compress._hf_classes import architecture_class
+
 if TYPE_CHECKING:
     import torch
 
@@ -186,8 +188,7 @@ def _load_dense(path: Path) -> Any:
 
     with quiet_loading():
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        names = getattr(config, "architectures", None) or ["AutoModel"]
-        model_class = getattr(transformers, names[0], transformers.AutoModel)
+        model_class = architecture_class(config.architectures) or transformers.AutoModel
         return model_class.from_pretrained(
             path, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
         ).eval()

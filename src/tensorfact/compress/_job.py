@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,14 +20,14 @@ from tensorfact import kernels
 from tensorfact.compress import _store
 from tensorfact.compress._method import Allocation, Layer, Method, Rank, create
 from tensorfact.compress._progress import ProgressCallback, steps
-from tensorfact.compress._types import nbytes
-from tensorfact.compress.checkpoint import Checkpoint, TensorInfo
+from tensorfact.compress._types import FLOAT_TYPES, nbytes
+from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from tensorfact.compress.executors import Pool, Stored, run_analysis, run_factor, run_tasks
 from tensorfact.compress.plan import Plan, make_plan, require_dense
 from tensorfact.compress.records import DenseRecord, LayerRecord, Report, downsample_spectrum
 from tensorfact.compress.writer import CheckpointWriter, Entry
 
-__all__ = ["Job", "Modules", "RNGLike", "make_job"]
+__all__ = ["Job", "Modules", "RNGLike", "free_memory", "make_job"]
 
 Modules = str | Sequence[str] | None
 RNGLike = int | np.random.Generator | np.random.SeedSequence | None
@@ -46,14 +48,19 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     source_files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def open(self, source: Path, targets: Modules, excluded: Modules, trust_remote_code: bool) -> None:
         start = time.perf_counter()
         self.checkpoint = Checkpoint.open(source)
         require_dense(self.checkpoint)
+        family = self.checkpoint.config.get("model_type")
+        if not isinstance(family, str) or not family:  # the result could not be loaded, nor made dense again
+            raise CheckpointError(f"{source / 'config.json'} must name a model_type, got {family!r}")
         self.plan = make_plan(
             self.checkpoint, target_modules=targets, exclude_modules=excluded, trust_remote_code=trust_remote_code
         )
+        self.notes += [*self.plan.notes, *_unloadable(self.checkpoint.config), *_store.not_copied(self.checkpoint)]
         self.seconds["plan"] = time.perf_counter() - start
 
     def share(self, pool: Pool, progress: ProgressCallback | None) -> None:
@@ -74,6 +81,12 @@ class Job:
                     step(name)
         self.allocation = self.method.allocate(self.plan.layers, self.param_ratio, self.analyses)
         self.seconds["spectra"] = time.perf_counter() - start
+
+    def most_workers(self) -> int | None:
+        """How many of the largest tasks fit in memory: each has its weight, and about twice as much of work space."""
+        free = free_memory()
+        sizes = (layer.size * np.dtype(FLOAT_TYPES[layer.info.dtype]).itemsize for layer in self.plan.layers)
+        return None if free is None else free // (3 * max(sizes))
 
     def entries(self) -> list[Entry]:
         """Every tensor of the result, in the order of the source."""
@@ -167,7 +180,7 @@ class Job:
             source=label,
             output=out,
             model_type=str(self.checkpoint.config.get("model_type", "")),
-            architecture=str((self.checkpoint.config.get("architectures") or [""])[0]),
+            architecture=str(_architectures(self.checkpoint.config)[0]),
             param_ratio=self.param_ratio,
             targeted_before=before,
             targeted_after=before - saved,
@@ -179,7 +192,7 @@ class Job:
             dense=tuple(dense),
             seconds=dict(self.seconds),
             executor=executor,
-            notes=(*self.plan.notes, *_kernel_note()),
+            notes=(*self.notes, *_kernel_note()),
             versions=_store.versions(),
             dry_run=out is None,
         )
@@ -209,6 +222,41 @@ def _dense(info: TensorInfo, name: str, reason: str) -> DenseRecord:
     )
 
 
+def _architectures(config: Mapping[str, Any]) -> list[Any]:
+    names = config.get("architectures")
+    return names if isinstance(names, list) and names else [""]
+
+
+def _unloadable(config: Mapping[str, Any]) -> list[str]:
+    """Say beforehand what `load` will refuse. The plan has imported transformers, or it is not there."""
+    found = []
+    auto = sys.modules.get("transformers.models.auto.configuration_auto")
+    if auto is not None and config["model_type"] not in auto.CONFIG_MAPPING:
+        found.append(
+            f"transformers itself does not know the family {config['model_type']!r}: the result cannot be loaded, "
+            "but to-dense makes a checkpoint of the original kind of it"
+        )
+    elif not _architectures(config)[0]:
+        found.append("config.json names no architecture: load needs auto_class")
+    return found
+
+
 def _kernel_note() -> tuple[str, ...]:
     found = kernels.active()
     return () if found == "cpp" else (f"the compiled kernels were not used but the {found} ones, which are slower",)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take, of the machine and of its control group; None where unknown."""
+    found = []
+    try:
+        words = Path("/proc/meminfo").read_text().split()
+        found.append(1024 * int(words[words.index("MemAvailable:") + 1]))
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text() for name in ("max", "current"))
+        inactive = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        # Pages of files that were read count as used, but are given up on demand.
+        found.append(int(limit) - int(used) + (int(inactive[1]) if inactive else 0))
+    except (OSError, ValueError):  # another system, or no limit
+        pass
+    return max(0, min(found)) if found else None

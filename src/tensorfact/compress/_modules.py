@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from tensorfact.compress._hf_classes import architecture_class, loaded_keys
 from tensorfact.compress.checkpoint import Checkpoint
 
 __all__ = ["Modules", "inspect_modules", "is_embedding"]
@@ -37,10 +38,11 @@ def inspect_modules(checkpoint: Checkpoint, *, trust_remote_code: bool) -> tuple
     """Return the modules and remarks for the report."""
     try:
         return _from_model(checkpoint, trust_remote_code=trust_remote_code), []
-    except ImportError:
-        reason = "torch and transformers are not installed"
     except Exception as error:  # any model class may fail in its own way; the names still serve
-        reason = f"the model could not be built ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        if isinstance(error, ModuleNotFoundError) and error.name in ("torch", "transformers"):
+            reason = f"{error.name} is not installed"
+        else:
+            reason = f"the model could not be built ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return _from_names(checkpoint), [f"linear weights were chosen by their names: {reason}"]
 
 
@@ -66,7 +68,8 @@ def _from_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Modules:
     head = model.get_output_embeddings()
     kinds = {name: "conv1d" if isinstance(m, Conv1D) else "linear" for name, m in modules.items()
              if isinstance(m, torch.nn.Linear | Conv1D)}  # fmt: skip
-    found: dict[str, tuple[str, str | None]] = _renamed(checkpoint, model)
+    matrices = [key for key, info in checkpoint.tensors.items() if len(info.shape) >= 2]
+    found = loaded_keys(model, matrices, model.state_dict())
     linear, reasons, tied, heads = {}, {}, {}, set()
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for key, (target, merged) in found.items():
@@ -97,32 +100,18 @@ def _meta_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
 
     import torch
 
+    auto_map = checkpoint.config.get("auto_map") or {}
+    if trust_remote_code and "--" in str(auto_map):  # OWNER/NAME--module.Class: AutoModel would fetch it
+        raise ValueError(f"auto_map must name code in the checkpoint itself, got {auto_map}")
     config = transformers.AutoConfig.from_pretrained(
         str(checkpoint.directory), local_files_only=True, trust_remote_code=trust_remote_code
     )
-    names = checkpoint.config.get("architectures") or []
-    architecture: Any = getattr(transformers, names[0], None) if names else None
+    architecture = architecture_class(checkpoint.config.get("architectures"))
     with torch.device("meta"):
-        if architecture is not None and not (trust_remote_code and "auto_map" in checkpoint.config):
+        if architecture is not None and not (trust_remote_code and auto_map):
             return architecture(config)
         auto: Any = transformers.AutoModel
         return auto.from_config(config, trust_remote_code=trust_remote_code)
-
-
-def _renamed(checkpoint: Checkpoint, model: Any) -> dict[str, tuple[str, str | None]]:
-    """Map each key to the name it is loaded under, and to the pattern of a conversion that merges it with others."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, rename_source_key
-
-    transforms = get_model_conversion_mapping(model)
-    converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    renamings = [t for t in transforms if not isinstance(t, WeightConverter)]
-    state = model.state_dict()
-    return {
-        key: rename_source_key(key, renamings, converters, model.base_model_prefix, state)
-        for key, info in checkpoint.tensors.items()
-        if len(info.shape) >= 2
-    }
 
 
 def _from_names(checkpoint: Checkpoint) -> Modules:

@@ -12,10 +12,10 @@ TIMES = "\u00d7"
 _STYLE = (
     """
 :root{color-scheme:light dark;--bg:#f7f7f5;--card:#fff;--ink:#1a1d23;--muted:#646b78;--line:#e5e6e9;--before:#c5cad3;
---after:#2b6ad8;--soft:#e9f0fc;--good:#1b7f5c;--d0:#3db39e;--d1:#2fa3ae;--d2:#2a8fc0;--d3:#2f79cf;--d4:#4763cf;--d5:#5e50c6;
+--after:#2b6ad8;--soft:#e9f0fc;--slow:#c2410c;--d0:#3db39e;--d1:#2fa3ae;--d2:#2a8fc0;--d3:#2f79cf;--d4:#4763cf;--d5:#5e50c6;
 --d6:#7640b4;--d7:#8c2f9b}
 @media (prefers-color-scheme:dark){:root{--bg:#101216;--card:#171a20;--ink:#e9ebef;--muted:#98a0ae;--line:#292d35;
---before:#4b5261;--after:#6fa3ff;--soft:#1b2536;--good:#5cc9a0;--d0:#5fe0c6;--d1:#55cfe0;--d2:#5bb8f2;--d3:#74a6ff;--d4:#8f99ff;
+--before:#4b5261;--after:#6fa3ff;--soft:#1b2536;--slow:#ff9a5c;--d0:#5fe0c6;--d1:#55cfe0;--d2:#5bb8f2;--d3:#74a6ff;--d4:#8f99ff;
 --d5:#ab8dff;--d6:#c883f5;--d7:#e27ddd}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);
@@ -44,6 +44,7 @@ margin:2px 0}
 .sw.a{background:var(--after)}
 .sw.o{border-radius:50%;border:1.5px solid var(--muted);width:9px;height:9px}
 .sw.r{border-radius:50%;background:var(--after);width:9px;height:9px}
+.sw.s{border-radius:50%;background:var(--slow);width:9px;height:9px}
 .sw.dash{width:0;height:14px;border-radius:0;border-left:1.5px dashed var(--muted)}
 .ramp{width:84px;height:8px;border-radius:4px;display:inline-block;
 background:linear-gradient(90deg,var(--d0),var(--d2),var(--d4),var(--d7))}
@@ -61,7 +62,7 @@ svg{display:block;width:100%;height:auto;max-width:560px;overflow:visible}
 .ln{fill:none;stroke-width:1.4;opacity:.8;stroke-linejoin:round}.ln:hover{stroke-width:3;opacity:1}
 .st{fill:none;stroke-width:2.2;stroke-linejoin:round;stroke-linecap:round}.st.dim{stroke-dasharray:5 4}
 .pt{stroke:var(--card);stroke-width:1}.opt{fill:none;stroke:var(--muted);stroke-width:1.2}
-.bb{fill:var(--before)}.pt.bb{fill:var(--muted)}.ba{fill:var(--after)}.pair{stroke:var(--before);stroke-width:1.5}
+.bb{fill:var(--before)}.pt.bb{fill:var(--muted)}.ba{fill:var(--after)}.pt.slow{fill:var(--slow)}.pair{stroke:var(--before);stroke-width:1.5}
 .bd{fill:none;stroke:var(--before);stroke-width:1.5}
 .sw.d{border:1.5px solid var(--before)}.bb:hover,.ba:hover,.pt:hover{opacity:.75}
 """

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tensorfact.compress._grouping import printable
+
 __all__ = ["ProgressCallback", "Step", "progress_of"]
 
 ProgressCallback = Callable[[str, int, int, str], object]
@@ -47,7 +49,7 @@ def steps(progress: ProgressCallback | None, phase: str, total: int) -> Iterator
         done += 1
         if bar is not None:
             bar.update()
-            bar.set_postfix_str(name[-40:], refresh=False)
+            bar.set_postfix_str(printable(name[-40:]), refresh=False)
         elif progress is not None:
             progress(phase, done, total, name)
 
@@ -61,5 +63,5 @@ def steps(progress: ProgressCallback | None, phase: str, total: int) -> Iterator
 def _bar(phase: str, done: int, total: int, name: str) -> None:
     """One line that is rewritten, for a terminal without tqdm."""
     end = "\n" if done == total else ""
-    sys.stderr.write(f"\r{phase} {done}/{total} {name[-40:]:40s}{end}")
+    sys.stderr.write(f"\r{phase} {done}/{total} {printable(name[-40:]):40s}{end}")
     sys.stderr.flush()

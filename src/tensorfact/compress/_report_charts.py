@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tensorfact.compress._charts import Frame, depth_class, linear_ticks, log_ticks
-from tensorfact.compress._grouping import Kind, format_bytes, format_rank, format_speed, largest_rank
+from tensorfact.compress._grouping import Kind, format_bytes, format_rank, format_speed, is_slower, largest_rank
 from tensorfact.compress.records import LayerRecord, Spectrum
 
 __all__ = ["errors", "latency", "lowest", "spectra", "stored_bytes"]
@@ -135,7 +135,7 @@ def latency(kind: Kind) -> str:
         tip = f"{layer.name}: {before:.3f} → {after:.3f} ms, {format_speed(before, after)}"
         frame.line([(i, before), (i, after)], "pair")
         frame.dot(i, before, "pt bb", tip)
-        frame.dot(i, after, "pt ba", tip)
+        frame.dot(i, after, "pt slow" if is_slower(layer) else "pt ba", tip)
     _blocks(kind, frame)
     return frame.svg(f"latency before and after of {kind.name}")
 

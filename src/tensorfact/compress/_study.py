@@ -6,6 +6,7 @@ q is one more power iteration. The exact truncated SVD is what more work cannot 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from scipy.linalg import eigvalsh
 
 from tensorfact.compress._inputs import pad
-from tensorfact.factor import randomized_svd
+from tensorfact.factor import LowRank, randomized_svd
 
 if TYPE_CHECKING:
     import torch
@@ -100,6 +101,7 @@ def run_study(
     Spearman correlation of the dense model (None without `spearman`). `step` is called before each row with its name.
     """
     import torch
+    from tensorfact.torch import LowRankLinear
 
     modules: dict[str, torch.nn.Linear] = {}
     weights: dict[str, Array] = {}
@@ -122,13 +124,13 @@ def run_study(
                 for i, (name, weight) in enumerate(weights.items()):
                     rank = uniform_rank(weight.shape, ratio)
                     start = time.perf_counter()
-                    left, right = _factors(weight, rank, variant, exact[name], (seed, i))
+                    found = _factorise(weight, rank, variant, exact[name], (seed, i))
                     seconds += time.perf_counter() - start
-                    error = weight - left @ right
+                    error = weight - found.reconstruct()
                     frobenius.append(float(np.linalg.norm(error) / np.linalg.norm(weight)))
                     spectral.append(_spectral_norm(error) / float(exact[name][1][rank]))
-                    _replace(model, name, left, right, modules[name].bias)
-                found = embed(model)
+                    model.set_submodule(name, LowRankLinear.from_factors(found, modules[name].bias))
+                embeddings = embed(model)
                 rows.append(
                     Row(
                         param_ratio=ratio,
@@ -136,8 +138,8 @@ def run_study(
                         frobenius=float(np.mean(frobenius)),
                         spectral=float(np.mean(spectral)),
                         spectral_worst=max(spectral),
-                        cosine=float(np.mean(np.sum(dense * found, axis=1))),
-                        spearman=None if spearman is None else spearman(found),
+                        cosine=float(np.mean(np.sum(dense * embeddings, axis=1))),
+                        spearman=None if spearman is None else spearman(embeddings),
                         seconds=seconds,
                     )
                 )
@@ -147,23 +149,20 @@ def run_study(
     return rows, None if spearman is None else spearman(dense)
 
 
-def _factors(
+def _factorise(
     weight: Array,
     rank: int,
     variant: str,
     exact: tuple[Array, Array, Array],
     seed: tuple[int, int],
-) -> tuple[Array, Array]:
+) -> LowRank:
     if variant == EXACT:
         u, s, vh = exact
-        return u[:, :rank] * s[:rank], vh[:rank]
+        return LowRank(u=u[:, :rank], s=s[:rank], vh=vh[:rank], error=math.nan)
     rng = np.random.default_rng(seed)
     if variant == DEFAULT:
-        result = randomized_svd(weight, rank=rank, rng=rng)
-    else:
-        result = randomized_svd(weight, rank=rank, n_iter=POWERS[variant] - 1, n_oversamples=0, rng=rng)
-    left, right = result.factors("sqrt")
-    return np.asarray(left), np.asarray(right)
+        return randomized_svd(weight, rank=rank, rng=rng)
+    return randomized_svd(weight, rank=rank, n_iter=POWERS[variant] - 1, n_oversamples=0, rng=rng)
 
 
 def _spectral_norm(error: Array) -> float:
@@ -171,17 +170,3 @@ def _spectral_norm(error: Array) -> float:
     gram = error @ error.T if error.shape[0] <= error.shape[1] else error.T @ error
     last = len(gram) - 1
     return float(np.sqrt(max(0.0, eigvalsh(gram, subset_by_index=[last, last])[0])))
-
-
-def _replace(model: torch.nn.Module, name: str, left: Array, right: Array, bias: torch.Tensor | None) -> None:
-    """Put a factored layer in the place of the dense one."""
-    import torch
-    from tensorfact.torch import LowRankLinear
-
-    layer = LowRankLinear(right.shape[1], left.shape[0], rank=left.shape[1], bias=bias is not None)
-    with torch.no_grad():
-        layer.down.weight.copy_(torch.from_numpy(np.ascontiguousarray(right)))
-        layer.up.weight.copy_(torch.from_numpy(np.ascontiguousarray(left)))
-        if bias is not None:
-            layer.up.bias.copy_(bias)
-    model.set_submodule(name, layer)

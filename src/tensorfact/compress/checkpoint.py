@@ -17,13 +17,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorfact.compress._types import BITS, decode, nbytes, storage
+from tensorfact.compress._types import BITS, decode, storage
 
-__all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "iter_raw", "read_header", "read_raw", "read_weight"]
+__all__ = [
+    "FOREIGN",
+    "INDEX_FILE",
+    "Checkpoint",
+    "CheckpointError",
+    "TensorInfo",
+    "iter_raw",
+    "read_header",
+    "read_raw",
+    "read_weight",
+]
 
-
+_SINGLE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
-_FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".pkl")
+FOREIGN = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".npz", ".pkl")
 
 
 class CheckpointError(ValueError):
@@ -84,7 +94,8 @@ class Checkpoint:
                 f"model must be a local checkpoint directory (nothing is downloaded), got {str(path)!r}"
             )
         config = _read_json(directory / "config.json", "every Hugging Face checkpoint has one")
-        files = _weight_files(directory)
+        files, index = _weight_files(directory)
+        _check_name(directory, config, files, index)
         tensors: dict[str, TensorInfo] = {}
         for file in files:
             for info in read_header(file):
@@ -93,7 +104,9 @@ class Checkpoint:
                         f"tensor {info.name!r} is stored twice: in {tensors[info.name].file} and {file}"
                     )
                 tensors[info.name] = info
-        _check_index(directory, tensors)
+        for name, shard in index.items():
+            if name not in tensors or Path(tensors[name].file).name != shard:
+                raise CheckpointError(f"{directory / shard} must hold tensor {name!r} as the index says, but does not")
         if not tensors:
             raise CheckpointError(f"{files[0]} must hold at least one tensor, got none")
         return cls(directory, config, tensors, files)
@@ -107,30 +120,6 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of the tensors (headers not included)."""
         return sum(info.nbytes for info in self.tensors.values())
-
-    def other_files(self) -> tuple[list[PurePosixPath], list[PurePosixPath]]:
-        """Return ``(copied, skipped)``: files beside the weights, relative to the directory.
-
-        Skipped are copies of the dense weights in other formats, which would be stale and as large as the source.
-        """
-        copied: list[PurePosixPath] = []
-        skipped: list[PurePosixPath] = []
-        # Links to files are read; links to directories are not followed, for they may be loops.
-        for root, folders, names in os.walk(self.directory):
-            relative = Path(root).relative_to(self.directory)
-            top = relative == Path()
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            for name in sorted(n for n in names if not n.startswith(".") and (Path(root) / n).is_file()):
-                place = PurePosixPath(relative.as_posix()) / name
-                foreign = relative.parts[:1] in (("onnx",), ("openvino",), ("original",), ("coreml",))
-                if top and (name.endswith(".safetensors") or name == "model.safetensors.index.json"):
-                    if self.directory / name not in self.weight_files and name.endswith(".safetensors"):
-                        skipped.append(place)
-                elif foreign or (top and name.endswith((*_FOREIGN, ".onnx", ".onnx_data", ".index.json"))):
-                    skipped.append(place)
-                else:
-                    copied.append(place)
-        return copied, skipped
 
 
 def read_header(file: Path) -> list[TensorInfo]:
@@ -232,9 +221,10 @@ def _tensor(file: Path, start: int, name: str, entry: Any) -> TensorInfo:
         whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} has a tampered header: entry {name!r} is incomplete") from error
-    if dtype not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise CheckpointError(f"{file} has a tampered header: tensor {name!r} has unknown type {dtype!r}")
-    if not whole or end - begin != nbytes(dtype, math.prod(shape)):
+    # 64 is the most that NumPy can hold; elements of less than a byte must fill whole ones
+    if not whole or len(shape) > 64 or 8 * (end - begin) != BITS[dtype] * math.prod(shape):
         raise CheckpointError(
             f"{file} has a tampered header: {name!r}, {dtype} of shape {shape}, cannot take bytes {begin} to {end}"
         )
@@ -253,10 +243,10 @@ def _read_json(file: Path, hint: str) -> dict[str, Any]:
     return content
 
 
-def _shards(directory: Path) -> dict[str, str] | None:
-    file = directory / "model.safetensors.index.json"
+def _shards(directory: Path) -> dict[str, str]:
+    file = directory / INDEX_FILE
     if not file.exists():
-        return None
+        return {}
     shards = _read_json(file, "").get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise CheckpointError(f"{file} must map tensor names to files under 'weight_map'")
@@ -266,19 +256,19 @@ def _shards(directory: Path) -> dict[str, str] | None:
     return shards
 
 
-def _weight_files(directory: Path) -> tuple[Path, ...]:
-    single = directory / "model.safetensors"
+def _weight_files(directory: Path) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """Return the files that hold the tensors, and which tensor is in which where an index says so."""
+    single = directory / _SINGLE
+    if single.is_file():  # as in transformers, it is read before a look at the index, which may be an old one
+        return (single,), {}
     shards = _shards(directory)
-    if shards is not None and not (single.exists() and not shards):
+    if shards:
         files = tuple(directory / name for name in sorted(set(shards.values())))
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise CheckpointError(f"{directory} lacks {len(missing)} of {len(files)} shards: {', '.join(missing[:5])}")
-        if files:
-            return files
-    if single.is_file():
-        return (single,)
-    found = sorted(f.name for f in directory.iterdir() if f.name.endswith((*_FOREIGN, ".safetensors")))
+        return files, shards
+    found = sorted(f.name for f in directory.iterdir() if f.name.endswith((*FOREIGN, ".safetensors")))
     stored = f"only {', '.join(found[:5])}" if found else "no weights at all"
     raise CheckpointError(
         f"{directory} must hold model.safetensors or model.safetensors.index.json, got {stored}; "
@@ -286,7 +276,11 @@ def _weight_files(directory: Path) -> tuple[Path, ...]:
     )
 
 
-def _check_index(directory: Path, tensors: dict[str, TensorInfo]) -> None:
-    for name, file in (_shards(directory) or {}).items():
-        if name not in tensors or Path(tensors[name].file).name != file:
-            raise CheckpointError(f"{directory / file} must hold tensor {name!r} as the index says, but does not")
+def _check_name(directory: Path, config: dict[str, Any], files: tuple[Path, ...], index: dict[str, str]) -> None:
+    """Refuse a configuration that sends transformers to other weights than those read here."""
+    name = config.get("transformers_weights")  # our own checkpoints have a sentence there, for who lacks this package
+    if config.get("model_type") != "tensorfact" and name not in (None, INDEX_FILE if index else files[0].name):
+        raise CheckpointError(
+            f"{directory / 'config.json'} must not name its own weights file, got transformers_weights = {name!r}: "
+            "load and save the model with transformers first"
+        )

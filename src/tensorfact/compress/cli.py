@@ -39,15 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
         signal.signal(signal.SIGTERM, _terminate)
+    code: int
     try:
-        code: int = arguments.run(arguments)
-        sys.stdout.flush()
+        code, text = arguments.run(arguments)
+        _show(text)
         return code
     except KeyboardInterrupt as error:
-        return _leave(143 if isinstance(error, _Terminated) else 130)
-    except BrokenPipeError:  # the reader of our output has left, as in `tensorfact report x | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _leave(143 if isinstance(error, _Terminated) else 130, getattr(error, "__notes__", ()))
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
@@ -56,7 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _compress(arguments: argparse.Namespace) -> int:
+def _show(text: str) -> None:
+    try:
+        if text:
+            print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has left, as in `tensorfact report x | head`: the exit code still counts
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _compress(arguments: argparse.Namespace) -> tuple[int, str]:
     from tensorfact.compress.report import render_terminal
     from tensorfact.compress.run import compress
 
@@ -69,45 +76,43 @@ def _compress(arguments: argparse.Namespace) -> int:
         max_shard_size=arguments.max_shard_size,
         compare=False if arguments.no_compare else None,
     )
-    print(render_terminal(report))
-    return 0
+    return 0, render_terminal(report)
 
 
-def _estimate(arguments: argparse.Namespace) -> int:
+def _estimate(arguments: argparse.Namespace) -> tuple[int, str]:
     from tensorfact.compress.report import render_terminal
     from tensorfact.compress.run import estimate
 
     report = estimate(arguments.model, **_shared(arguments))
-    print(report.to_json() if arguments.json else render_terminal(report))
-    return 0
+    return 0, report.to_json().rstrip() if arguments.json else render_terminal(report)
 
 
-def _report(arguments: argparse.Namespace) -> int:
+def _report(arguments: argparse.Namespace) -> tuple[int, str]:
+    from tensorfact.compress._atomic import replace_text
     from tensorfact.compress.records import Report
     from tensorfact.compress.report import render_terminal
     from tensorfact.compress.report_html import render_html
 
     report = Report.read(arguments.path)
     if arguments.html:
-        Path(arguments.html).write_text(render_html(report), encoding="utf-8")
+        replace_text(Path(arguments.html), render_html(report))
     if arguments.json:
-        sys.stdout.write(report.to_json())
-    elif not arguments.html:
-        print(render_terminal(report))
-    return 0
+        return 0, report.to_json().rstrip()
+    return 0, "" if arguments.html else render_terminal(report)
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace) -> tuple[int, str]:
     from tensorfact.compress.verify import verify
 
     problems = verify(arguments.path, deep=arguments.deep)
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    print(f"{arguments.path}: {f'{len(problems)} problems' if problems else 'as it was written'}")
-    return 1 if problems else 0
+    with contextlib.suppress(BrokenPipeError):
+        for problem in problems:
+            print(problem, file=sys.stderr)
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "as it was written"
+    return (1 if problems else 0), f"{arguments.path}: {count}"
 
 
-def _to_dense(arguments: argparse.Namespace) -> int:
+def _to_dense(arguments: argparse.Namespace) -> tuple[int, str]:
     from tensorfact.compress.dense import to_dense
 
     to_dense(
@@ -117,15 +122,13 @@ def _to_dense(arguments: argparse.Namespace) -> int:
         max_shard_size=arguments.max_shard_size,
         progress=not arguments.no_progress,
     )
-    print(f"written to {arguments.out}")
-    return 0
+    return 0, f"written to {arguments.out}"
 
 
-def _info(arguments: argparse.Namespace) -> int:
+def _info(arguments: argparse.Namespace) -> tuple[int, str]:
     from tensorfact.compress.info import describe_checkpoint
 
-    print(describe_checkpoint(arguments.path))
-    return 0
+    return 0, describe_checkpoint(arguments.path)
 
 
 def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tensorfact {version('tensorfact')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], tuple[int, str]], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[common], help=text, description=text)
         command.set_defaults(run=run)
         return command
@@ -266,17 +269,17 @@ def _message(error: Exception) -> str:
         text = str(error)
     if not isinstance(error, ValueError | OSError | ImportError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
-    return " ".join(text.split())
+    return " ".join("; ".join([text, *getattr(error, "__notes__", ())]).split())
 
 
 def _terminate(number: int, frame: Any) -> NoReturn:
     raise _Terminated
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, notes: Sequence[str]) -> NoReturn:
     """Leave at once, or threads that still compute would be waited for. Everything was removed on the way here."""
-    print("tensorfact: interrupted, nothing was written", file=sys.stderr)
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        print(f"tensorfact: interrupted, {'; '.join(notes) or 'nothing was written'}", file=sys.stderr, flush=True)
     os._exit(code)
 
 

@@ -34,6 +34,8 @@ __all__ = ["find_minilm", "main", "render_rows"]
 
 PARAM_RATIO = 0.5
 RATIOS = (0.8, 0.6, 0.5, 0.4, 0.3)
+_OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_SAFE: dict[str, Any] = {**_OFFLINE, "use_safetensors": True}
 _QUICK_RATIOS, _QUICK_VARIANTS, _QUICK_SENTENCES = (0.3,), ("q = 1", "q = 3", EXACT), 48
 
 
@@ -114,8 +116,8 @@ def _load(target: Path) -> None:
     from tensorfact.compress._inputs import quiet_loading
 
     with quiet_loading():
-        model = AutoModel.from_pretrained(target, local_files_only=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(target, local_files_only=True)
+        model = AutoModel.from_pretrained(target, **_SAFE).eval()
+        tokenizer = AutoTokenizer.from_pretrained(target, **_OFFLINE)
     sentences = ["A man is playing a guitar.", "Someone plays an instrument.", "The price of oil fell on Monday."]
     a, b, c = Embedder(tokenizer, sentences)(model)
     _say(f"    loaded; cosine of two like sentences {float(a @ b):.2f}, of two unlike ones {float(a @ c):.2f}")
@@ -136,8 +138,8 @@ def _study(
     variants = _QUICK_VARIANTS if options.quick else VARIANTS
     sentences = offline_sentences(_QUICK_SENTENCES if options.quick else 256) if pairs is None else pairs.sentences
     with quiet_loading():
-        model = AutoModel.from_pretrained(source, local_files_only=True, use_safetensors=True).float().eval()
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        model = AutoModel.from_pretrained(source, **_SAFE).float().eval()
+        tokenizer = AutoTokenizer.from_pretrained(source, **_OFFLINE)
     embed = Embedder(tokenizer, sentences)
     where = "STS-B" if pairs is not None else "built-in and from the Python language reference"
     # What the budget left dense is part of the study: there every weight has its uniform rank.
@@ -151,7 +153,7 @@ def _study(
         )
         dense_embeddings = embed(model)
     with quiet_loading():
-        small = AutoModel.from_pretrained(options.out / name, local_files_only=True).eval()
+        small = AutoModel.from_pretrained(options.out / name, **_SAFE).eval()
     found = embed(small)
     cosine = float(np.mean(np.sum(dense_embeddings * found, axis=1)))
     score = None if pairs is None else pairs.spearman(found)

@@ -51,8 +51,9 @@ def to_dense(
     checkpoint = Checkpoint.open(path)
     if checkpoint.config.get("model_type") != "tensorfact":
         raise CheckpointError(f"{checkpoint.directory} must be a checkpoint written by tensorfact, got a plain one")
-    recipe = checkpoint.config.get("tensorfact") or {}
-    names: dict[str, Any] = dict(recipe.get("ranks") or {})
+    config = _config(checkpoint)
+    recipe = checkpoint.config["tensorfact"]
+    names: dict[str, Any] = dict(recipe["ranks"])
     transposed = set(recipe.get("transposed", ()))
     method = create(recipe.get("method", "lowrank"))
     entries, sources = [], {}
@@ -84,7 +85,7 @@ def to_dense(
             step(name)
         writer.finish_tensors()
         _store.copy_files(writer, checkpoint, skip=("config.json", *_store.OWN_FILES))
-        writer.write_file("config.json", json.dumps(_config(checkpoint), indent=2) + "\n")
+        writer.write_file("config.json", json.dumps(config, indent=2) + "\n")
         writer.commit()
 
 
@@ -109,6 +110,10 @@ def _dense_entry(checkpoint: Checkpoint, name: str, suffixes: list[str], transpo
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the configuration of the source; a recipe that this version does not read is refused."""
     from tensorfact.compress.huggingface import dense_config
 
-    return dense_config(checkpoint.config)
+    try:
+        return dense_config(checkpoint.config)
+    except KeyError as error:
+        raise CheckpointError(f"the recipe in {checkpoint.directory / 'config.json'} lacks {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -55,11 +56,12 @@ class _Serial(Executor):
 
 
 @contextmanager
-def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
+def open_pool(executor: str | Executor | None, *, most: int | None = None) -> Iterator[Pool]:
     """Yield a pool for ``"serial"``, ``"threads:N"``, ``"processes:N"``, ``"dask:ADDRESS"`` or an Executor.
 
-    None means as many threads as this process may use cores. Executors that were opened here are closed here, at once
-    when an error or Ctrl-C leaves the block; an Executor of the caller stays open.
+    None means threads. Without N there are as many workers as this process may use cores, or `most` if that is less.
+    Executors that were opened here are closed here, at once when an error or Ctrl-C leaves the block; one of the caller
+    stays open.
 
     Raises
     ------
@@ -74,7 +76,8 @@ def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
         workers = getattr(executor, "_max_workers", None) or os.cpu_count() or 1
         yield Pool(executor, int(workers), type(executor).__name__)
         return
-    kind, _, rest = (executor if executor is not None else f"threads:{_cores()}").partition(":")
+    words = "threads" if executor is None else executor
+    kind, _, rest = words.partition(":") if isinstance(words, str) else ("", "", "")
     if kind == "dask" and rest:
         with _dask(rest) as pool:
             yield pool
@@ -83,7 +86,7 @@ def open_pool(executor: str | Executor | None) -> Iterator[Pool]:
         raise ValueError(
             f"executor must be serial, threads:N, processes:N, dask:ADDRESS or an Executor, got {executor!r}"
         )
-    workers = 1 if kind == "serial" else int(rest or _cores())
+    workers = 1 if kind == "serial" else int(rest or max(1, min(_cores(), most or _cores())))
     made: Executor
     if kind == "serial":
         made = _Serial()
@@ -201,13 +204,16 @@ def run_factor(method: Method, layer: Layer, rank: Rank, seed: int) -> Stored:
         weight = _read(layer)
         made = method.factor(weight, rank, rng=task_rng(seed, layer.name))
         dtype = layer.info.dtype
-        arrays = {name: encode(values, dtype) for name, values in made.arrays.items()}
+        with np.errstate(over="ignore"):  # said below, by name
+            arrays = {name: encode(values, dtype) for name, values in made.arrays.items()}
+        for name, values in arrays.items():
+            if not np.isfinite(decode(values, dtype)).all():
+                raise ValueError(f"{name} of {layer.name!r} does not fit {dtype}: it must be finite")
         error = made.error
         if np.dtype(FLOAT_TYPES[dtype]) != arrays[next(iter(arrays))].dtype:
             error = method.residual(weight, {name: decode(values, dtype) for name, values in arrays.items()})
-    for name, values in arrays.items():
-        if not np.isfinite(decode(values.ravel()[:: max(1, values.size // 4096)], dtype)).all():
-            raise ValueError(f"{name} of {layer.name!r} does not fit {dtype}")
+    if not math.isfinite(error):
+        raise ValueError(f"the error of {layer.name!r} must be finite, got {error}")
     return Stored(Factored(arrays, error, made.path, made.spectrum, made.notes), time.perf_counter() - start)
 
 

@@ -60,11 +60,12 @@ def evaluate(
     except ImportError:
         note = "outputs and latency were not measured: torch is not installed (pip install 'tensorfact[hf]')"
         return Evaluation(fidelity=None, latency=None, layers=tuple(layers), notes=(note,))
-    timed, layer_input = measure_layers(layers)
+    timed, layer_input = tuple(layers), ""
     fidelity: Fidelity | None = None
     latency: Latency | None = None
     notes: tuple[str, ...] = ()
     try:
+        timed, layer_input = measure_layers(layers)
         dense, small, inputs = prepare(source, compressed, None, seed)
         fidelity = _compare(dense, small, inputs)
         latency = dataclasses.replace(_time_models(dense, small, inputs, repeats=7), layer_input=layer_input)
@@ -116,7 +117,10 @@ def measure_latency(
     repeats: int = 7,
     seed: int = 0,
 ) -> Latency:
-    """Time one forward pass of both models, interleaved; medians in milliseconds. Arguments as in `compare_outputs`."""
+    """Time one forward pass of both models, interleaved; medians in milliseconds. Arguments as in `compare_outputs`.
+
+    With several batches of inputs, as by default for sentences, one pass is the mean over a round of all of them.
+    """
     return _time_models(*prepare(source, compressed, inputs, seed), repeats=repeats)
 
 
@@ -199,8 +203,10 @@ def _time_models(dense: Any, small: Any, inputs: Inputs, *, repeats: int) -> Lat
         (before, after), done = _interleaved(
             [forward(dense), forward(small)], repeats=repeats, seconds=_WHOLE_MODEL_SECONDS
         )
-    words = f"{inputs.description}, {_dtype(small)}"
-    return Latency(before_ms=before, after_ms=after, input=words, threads=torch.get_num_threads(), repeats=done)
+    count = len(inputs.batches)
+    words = f"{inputs.description}, {_dtype(small)}" + (f", mean of {count} batches" if count > 1 else "")
+    threads = torch.get_num_threads()
+    return Latency(before_ms=before / count, after_ms=after / count, input=words, threads=threads, repeats=done)
 
 
 def _compare(dense: Any, small: Any, inputs: Inputs) -> Fidelity:

@@ -20,10 +20,11 @@ from typing import Any
 
 from tensorfact.compress._hf_classes import (
     FORMAT_VERSION,
-    GUARD_KEY,
     INSTALL,
     MODEL_TYPE,
+    OVERWRITTEN,
     SHIM_NAME,
+    architecture_class,
     family_config,
     model_class,
     module_names,
@@ -59,7 +60,7 @@ def compressed_config(config: dict[str, Any], ranks: dict[str, int], method: str
     recipe = {
         "format_version": FORMAT_VERSION,
         "base_model_type": base,
-        "base_auto_map": config.get("auto_map"),
+        "base_config": {key: config[key] for key in OVERWRITTEN if key in config},
         "ranks": dict(ranks),
         "method": method,
     }
@@ -69,11 +70,8 @@ def compressed_config(config: dict[str, Any], ranks: dict[str, int], method: str
 def dense_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the source's `config.json` from that of a compressed checkpoint."""
     recipe = recipe_of(config)
-    dense = {k: v for k, v in config.items() if k not in (MODEL_TYPE, "auto_map", GUARD_KEY)}
-    dense["model_type"] = recipe["base_model_type"]
-    if recipe.get("base_auto_map"):
-        dense["auto_map"] = recipe["base_auto_map"]
-    return dense
+    dense = {k: v for k, v in config.items() if k not in OVERWRITTEN}
+    return {**dense, **recipe.get("base_config", {}), "model_type": recipe["base_model_type"]}
 
 
 def register() -> None:
@@ -144,7 +142,7 @@ def load_model(path: str | Path, auto_class: Any = None, **kwargs: Any) -> Any:
     Parameters
     ----------
     path : str or Path
-        The directory. Nothing is fetched.
+        The directory. Nothing is fetched, nothing is unpickled.
     auto_class : class or str, optional
         Another class to load it as, such as ``"AutoModel"`` or `transformers.AutoModelForSequenceClassification`.
     **kwargs
@@ -167,18 +165,19 @@ def load_model(path: str | Path, auto_class: Any = None, **kwargs: Any) -> Any:
     path = Path(path)
     if not (path / "config.json").is_file():
         raise ValueError(f"path must be a checkpoint directory with a config.json, got {str(path)!r}")
-    config: Any = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    options = {"trust_remote_code": False, **kwargs, "local_files_only": True, "use_safetensors": True}
+    config: Any = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if not hasattr(type(config), "base_model_type"):
         raise ValueError(f"path must be a compressed checkpoint, got model_type {config.model_type!r} in {str(path)!r}")
     if auto_class is not None:
         cls = getattr(transformers, auto_class) if isinstance(auto_class, str) else auto_class
-        return cls.from_pretrained(path, local_files_only=True, **kwargs)
+        return cls.from_pretrained(path, **options)
     names = config.architectures or []
-    base = getattr(transformers, names[0], None) if names else None
+    base = architecture_class(names)
     if base is None:
-        raise ValueError(f"architectures in config.json must name a class of transformers, got {names}")
+        raise ValueError(f"architectures in config.json must name a model class of transformers, got {names}")
     cls = model_class(base, config.__class__)
-    model, info = cls.from_pretrained(path, local_files_only=True, **{**kwargs, "output_loading_info": True})
+    model, info = cls.from_pretrained(path, **{**options, "output_loading_info": True})
     if info["missing_keys"]:
         raise ValueError(f"{str(path)!r} lacks tensors of {names}: {', '.join(sorted(info['missing_keys'])[:5])}")
     return model

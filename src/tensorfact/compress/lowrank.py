@@ -36,12 +36,15 @@ class LowRankMethod:
     allocation : {"spectrum", "uniform"}
         Share the budget by the singular values of the weights, or give each weight the same share.
     rank_multiple : int
-        Ranks are multiples of it; small matrices use the largest divisor of it that leaves at least 8 steps to
-        break-even.
+        Ranks are multiples of it; small matrices use the largest divisor of it that leaves at least 8 steps to the
+        largest rank.
     rank_pattern : dict of str to int
         Name, suffix or ``re:`` pattern -> rank; counts against the budget like the others.
     floor : float
         Least share of its uniform rank that each weight keeps, in [0, 1].
+    min_saving : float
+        Least share of its parameters that two factors save, in [0, 1); otherwise the weight stays dense, because near
+        break-even two thin products take longer than one. Ranks of `rank_pattern` are bound by break-even alone.
     solver : {"subspace", "krylov", "shifted", "exact"}
         Passed to `tensorfact.randomized_svd`, or a full SVD.
     n_iter, n_oversamples
@@ -56,6 +59,7 @@ class LowRankMethod:
     rank_multiple: int = 8
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     floor: float = 0.5
+    min_saving: float = 0.1
     solver: Literal["subspace", "krylov", "shifted", "exact"] = "subspace"
     n_iter: int | Literal["auto"] = "auto"
     n_oversamples: int | Literal["auto"] = "auto"
@@ -74,6 +78,8 @@ class LowRankMethod:
             raise ValueError(f"rank_multiple must be an integer >= 1, got {self.rank_multiple!r}")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor must be in [0, 1], got {self.floor!r}")
+        if not 0 <= self.min_saving < 1:
+            raise ValueError(f"min_saving must be in [0, 1), got {self.min_saving!r}")
         for pattern, rank in self.rank_pattern.items():
             if not _positive_int(rank):
                 raise ValueError(f"rank_pattern must map names to ranks >= 1, got {pattern!r}: {rank!r}")
@@ -144,8 +150,9 @@ class LowRankMethod:
     ) -> Allocation:
         """Share ``param_ratio * sum(out * in)`` numbers among the layers; never above.
 
-        ``"uniform"`` rounds each share down on its own. ``"spectrum"`` ends when no layer's next step fits, so what
-        is left is less than one step of any layer that can still grow. Cost: O(S log L) for S steps and L layers.
+        Layers too small for rank 1 within their share take it first. ``"uniform"`` rounds the other shares down.
+        ``"spectrum"`` ends when no layer's next step fits, so what is left is less than one step of any layer that can
+        still grow. Cost: O(S log L) for S steps and L layers.
 
         Raises
         ------
@@ -153,50 +160,61 @@ class LowRankMethod:
             If rank 1 everywhere, or `rank_pattern`, already exceeds the budget, or a pattern matches nothing.
         """
         total = sum(layer.size for layer in layers)
-        budget = whole = math.floor(param_ratio * total + 1e-6)
-        fixed, free = self._split(layers)
-        ranks: dict[str, int] = {}
+        budget = math.floor(param_ratio * total + 1e-6)
+        near = f"near break-even: two factors would save less than {self.min_saving:.0%}"
+        given = self._given(layers)
+        ranks: dict[str, Rank] = {}
         dense: dict[str, str] = {}
-        for layer, rank in fixed:
-            limit = break_even(layer.shape)
-            if rank > limit:
-                dense[layer.name] = f"rank {rank} of rank_pattern is past break-even ({limit})"
-                budget -= layer.size
-            else:
+        free, spent = [], 0
+        for layer in layers:
+            limit, rank = break_even(layer.shape), given.get(layer.name)
+            if rank is None and self.largest_rank(layer.shape) >= 1:
+                free.append(layer)
+            elif rank is not None and rank <= limit:
                 ranks[layer.name] = rank
-                budget -= rank * sum(layer.shape)
-        share = min(1.0, max(0.0, budget / max(1, sum(layer.size for layer in free)))) if free else 0.0
-        shares = [_Share.of(layer, share, self.rank_multiple) for layer in free]
-        for item in shares:
-            wanted = item.uniform if self.allocation == "uniform" else self.floor * item.uniform
-            item.rank = item.full if share >= 1 else max(item.least, _round_down(wanted, item.step))
-            budget -= item.cost(item.rank)
-        if budget < 0:
-            least = (whole - budget) / total
+                spent += rank * sum(layer.shape)
+            else:
+                past = f"rank {rank} of rank_pattern is past break-even ({limit})"
+                dense[layer.name] = f"even rank 1 is {near}" if rank is None else past
+                spent += layer.size
+        least = spent + sum(sum(layer.shape) for layer in free)
+        if least > budget:
             raise ValueError(
-                f"param_ratio must be at least {math.ceil(least * 1e4) / 1e4:g} for these weights and ranks, "
+                f"param_ratio must be at least {math.ceil(least / total * 1e4) / 1e4:g} for these weights and ranks, "
                 f"got {param_ratio}"
             )
+        budget -= spent
+        share = _common_share(free, budget)
+        shares = []
+        for layer in free:
+            limit = self.largest_rank(layer.shape)
+            step = rank_step(limit, self.rank_multiple)
+            uniform = share * layer.size / sum(layer.shape)
+            wanted = min(limit, uniform * (1.0 if self.allocation == "uniform" else self.floor))
+            start = max(min(step, max(1, int(uniform))), int(wanted) // step * step)
+            shares.append(_Share(layer, step, limit, limit + 1 if share >= 1 else start))
+            budget -= shares[-1].cost(shares[-1].rank)
         if self.allocation == "spectrum":
             _spend(shares, budget, analyses)
         for item in shares:
             if item.rank >= item.full:
-                dense[item.layer.name] = (
-                    f"its share of the budget reaches break-even (rank {item.limit}): two factors would save nothing"
-                )
+                dense[item.layer.name] = f"its share of the budget is {near}"
             else:
                 ranks[item.layer.name] = item.rank
-        return Allocation(dict(ranks), dense)
+        return Allocation(ranks, dense)
 
-    def _split(self, layers: Sequence[Layer]) -> tuple[list[tuple[Layer, int]], list[Layer]]:
+    def largest_rank(self, shape: tuple[int, int]) -> int:
+        """Return the largest rank below break-even whose factors save at least `min_saving` of the weight."""
+        most = (1 - self.min_saving) * shape[0] * shape[1] / sum(shape)
+        return min(break_even(shape), math.floor(most * (1 + 1e-12)))  # a product that should be whole may fall short
+
+    def _given(self, layers: Sequence[Layer]) -> dict[str, int]:
         names = [layer.name for layer in layers]
-        chosen: dict[str, int] = {}
+        given: dict[str, int] = {}
         for pattern, rank in self.rank_pattern.items():
             for name in matching([pattern], names, argument="rank_pattern"):
-                chosen.setdefault(name, rank)  # the first pattern that matches wins
-        return [(la, chosen[la.name]) for la in layers if la.name in chosen], [
-            la for la in layers if la.name not in chosen
-        ]
+                given.setdefault(name, rank)  # the first pattern that matches wins
+        return given
 
 
 @dataclass(slots=True)
@@ -204,18 +222,9 @@ class _Share:
     """One layer during allocation. Rank `full` stands for dense."""
 
     layer: Layer
-    uniform: float
     step: int
     limit: int
-    least: int
-    rank: int = 0
-
-    @classmethod
-    def of(cls, layer: Layer, share: float, multiple: int) -> _Share:
-        limit = break_even(layer.shape)
-        step = rank_step(limit, multiple)
-        uniform = share * layer.size / sum(layer.shape)
-        return cls(layer, uniform, step, limit, min(step, max(1, int(uniform))))
+    rank: int
 
     @property
     def full(self) -> int:
@@ -228,6 +237,19 @@ class _Share:
         """Return the next rank to try: one step up, or dense after the last step below the limit."""
         rank = self.rank - self.rank % self.step + self.step
         return rank if rank <= self.limit else self.full
+
+
+def _common_share(layers: Sequence[Layer], budget: int) -> float:
+    """Return the share of its parameters that each layer may keep once those too small for it have rank 1."""
+    rest = list(layers)
+    while rest:
+        share = budget / sum(layer.size for layer in rest)
+        large = [layer for layer in rest if share * layer.size >= sum(layer.shape)]
+        if len(large) == len(rest):
+            return share
+        budget -= sum(sum(layer.shape) for layer in rest) - sum(sum(layer.shape) for layer in large)
+        rest = large
+    return 0.0
 
 
 def _spend(shares: list[_Share], budget: int, analyses: Mapping[str, npt.NDArray[np.float64]]) -> None:
@@ -266,10 +288,6 @@ def break_even(shape: tuple[int, int]) -> int:
 def rank_step(limit: int, multiple: int) -> int:
     """Return the largest divisor of `multiple` that leaves at least 8 steps up to `limit`, or 1."""
     return max((d for d in range(1, multiple + 1) if multiple % d == 0 and d * 8 <= limit), default=1)
-
-
-def _round_down(rank: float, step: int) -> int:
-    return int(rank) // step * step
 
 
 def _positive_int(value: object) -> bool:

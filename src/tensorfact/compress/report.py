@@ -17,7 +17,9 @@ from tensorfact.compress._grouping import (
     format_speed,
     group_dense,
     group_layers,
+    is_slower,
     mean_error,
+    printable,
     title,
     true_width,
 )
@@ -63,7 +65,7 @@ def render_terminal(report: Report, *, width: int | None = None, condensed: bool
     else:
         lines += ["", "no weight was compressed", *(_GAP.join(row).rstrip() for row in _totals(report))]
     lines += ["", *_dense_lines(report), *_measured(report), *(f"note: {note}" for note in report.notes)]
-    return "\n".join(piece for line in lines for piece in _wrap(line, width)).rstrip() + "\n"
+    return "\n".join(piece for line in lines for piece in _wrap(printable(line), width)).rstrip() + "\n"
 
 
 def _head(report: Report) -> list[str]:
@@ -100,12 +102,14 @@ def _kind_row(kind: Kind) -> tuple[str, ...]:
 
 
 def _times(layers: Sequence[LayerRecord]) -> str:
-    """Latency of one layer, the median of several."""
+    """Latency of one layer, the median of several, after a mark where that is no gain."""
     before = [layer.latency_before_ms for layer in layers if layer.latency_before_ms is not None]
     after = [layer.latency_after_ms for layer in layers if layer.latency_after_ms is not None]
     if not before or not after:
         return ""
-    return f"{statistics.median(before):.3f} -> {statistics.median(after):.3f}"
+    slower = sum(map(is_slower, layers))
+    mark = "" if not slower else "slower: " if len(layers) == 1 else f"{slower} slower: "
+    return f"{mark}{statistics.median(before):.3f} -> {statistics.median(after):.3f}"
 
 
 def _totals(report: Report) -> list[tuple[str, ...]]:
@@ -189,6 +193,13 @@ def _measured(report: Report) -> list[str]:
         )
         if time.layer_input:
             lines.append(f"latency of single layers: {time.layer_input}")
+    slower = [layer.name for layer in report.layers if is_slower(layer)]
+    if slower:
+        names = ", ".join(slower[:3] + (["..."] if len(slower) > 3 else []))
+        lines.append(
+            f"slower than dense when timed alone: {len(slower)} of {len(report.layers)}: {names}; "
+            "leave them dense with a larger min_saving or exclude_modules"
+        )
     phases = ", ".join(f"{name} {value:.1f} s" for name, value in report.seconds.items())
     memory = "" if report.peak_memory_bytes is None else f"; peak memory {format_bytes(report.peak_memory_bytes)}"
     if phases:

@@ -17,6 +17,7 @@ from tensorfact.compress._grouping import (
     format_speed,
     group_dense,
     group_layers,
+    is_slower,
     mean_error,
     title,
 )
@@ -148,6 +149,7 @@ def _kinds(report: Report, kinds: Sequence[Kind]) -> str:
             f"rank {kind.ranks.replace('-', ' to ')} of {min(kind.layers[0].shape)}",
             "" if known is None else f"mean error {known:.3f}",
             f"{len(kind.dense)} left dense" if kind.dense else "",
+            f"{slower} slower than dense" if (slower := sum(map(is_slower, kind.layers))) else "",
         ]
         header = f"<h3>{escape(kind.name)}</h3>" + "".join(f"<span>{escape(text)}</span>" for text in about if text)
         charts = [
@@ -163,6 +165,7 @@ def _kinds(report: Report, kinds: Sequence[Kind]) -> str:
         '<span><i class="sw r"></i>chosen rank; achieved error; after</span>'
         '<span><i class="sw o"></i>smallest error possible at that rank</span>'
         '<span><i class="sw b"></i>before</span><span><i class="sw d"></i>left dense</span>'
+        '<span><i class="sw s"></i>after, slower than dense</span>'
         '<span><i class="sw dash"></i>break-even: at this rank two factors are as large as the weight</span></div>'
     )
     text = (
@@ -212,7 +215,7 @@ def _row(layer: LayerRecord, skip: int) -> tuple[str, ...]:
         format_bytes(layer.bytes_after),
         _share(layer.bytes_after, layer.bytes_before),
         number(layer.latency_before_ms, ".3f"),
-        number(layer.latency_after_ms, ".3f"),
+        number(layer.latency_after_ms, ".3f") + (" slower" if is_slower(layer) else ""),
         layer.path,
         "; ".join(layer.notes),
     )
@@ -256,7 +259,7 @@ def _how(report: Report) -> str:
         if layer.latency_before_ms and layer.latency_after_ms
     ]
     if speeds:
-        slower = sum(speed < 1 for speed in speeds)
+        slower = sum(map(is_slower, report.layers))
         words = f"median {statistics.median(speeds):.2f} times as fast as dense; {slower} of {len(speeds)} are slower"
         items.append(("single layers", words))
     items += [("note", note) for note in report.notes]

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tensorfact.compress import _store
-from tensorfact.compress._atomic import check_target
-from tensorfact.compress._job import Modules, RNGLike, make_job
+from tensorfact.compress._atomic import check_target, make_hidden, remove_abandoned
+from tensorfact.compress._job import Modules, RNGLike, free_memory, make_job
 from tensorfact.compress._method import Method
 from tensorfact.compress._progress import ProgressCallback, progress_of
 from tensorfact.compress.executors import open_pool
@@ -82,8 +84,9 @@ def compress(
         Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None targets every linear weight except output
         heads, expert routers and tied weights.
     executor : str or concurrent.futures.Executor, optional
-        ``"serial"``, ``"threads:N"``, ``"processes:N"``, ``"dask:ADDRESS"`` or an executor. None means threads, one a
-        core. The result has the same bits on each. Processes need ``if __name__ == "__main__"`` in scripts.
+        ``"serial"``, ``"threads:N"``, ``"processes:N"``, ``"dask:ADDRESS"`` or an executor. None means threads. Without
+        N there is one worker a core, fewer where the free memory does not hold so many of the largest weights. The
+        result has the same bits on each. Processes need ``if __name__ == "__main__"`` in scripts.
     progress : bool or callable, optional
         True for a bar on a terminal, or ``progress(phase, done, total, name)``.
     rng : None, int, Generator or SeedSequence
@@ -93,7 +96,8 @@ def compress(
     max_shard_size : int or str
         Bytes, or text such as ``"5GB"``.
     compare : bool or None
-        Load both models and measure outputs and latency (needs torch and the memory of both). None does so up to 4 GiB.
+        Load both models in float32 and measure outputs and latency (needs torch). None does so up to 4 GiB. It is left
+        out, and the report says so, where the free memory does not hold both. The checkpoint is complete before.
     trust_remote_code : bool
         Let code that lies in the checkpoint run to find its linear modules.
 
@@ -120,23 +124,35 @@ def compress(
     begin = time.perf_counter()
     shard_size = parse_size(max_shard_size)
     report_progress = progress_of(progress)
-    check_target(Path(out).resolve(), overwrite=overwrite, source=None)
+    target = Path(out).resolve()
+    given = Path(model_or_path) if isinstance(model_or_path, str | os.PathLike) else None
+    check_target(target, overwrite=overwrite, source=given)
     extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple)
     job = make_job(method, {**(options or {}), **extra}, param_ratio, calibration, rng)
-    with _directory(model_or_path, beside=Path(out).resolve().parent) as (source, label):
+    with _directory(model_or_path, out=target) as (source, label):
         job.open(source, target_modules, exclude_modules, trust_remote_code)
-        with CheckpointWriter(out, overwrite=overwrite, source=source) as writer, open_pool(executor) as pool:
+        with (
+            CheckpointWriter(out, overwrite=overwrite, source=source) as writer,
+            open_pool(executor, most=job.most_workers()) as pool,
+        ):
             job.share(pool, report_progress)
             writer.layout(job.entries(), max_shard_size=shard_size)
             job.factor(pool, writer, report_progress)
             writer.finish_tensors()
             report = job.report(label, str(out), pool.label)
             _store.write_files(writer, job.checkpoint, job.plan.layers, report)
-            report = dataclasses.replace(report, peak_memory_bytes=_peak_memory())
-            report = _compared(report, source, writer.directory, compare, job.checkpoint.nbytes)
-            report = dataclasses.replace(report, seconds={**report.seconds, "total": time.perf_counter() - begin})
+            report = _finished(report, begin)
             _store.write_record(writer, job.checkpoint, report, job.source_files)
             writer.commit()
+        try:  # hours of work are safe by now: the models' own code may end the process
+            compared = _compared(report, source, target, compare, job.checkpoint.nbytes)
+            if compared is not report:
+                seconds = {**compared.seconds, "total": time.perf_counter() - begin}
+                report = dataclasses.replace(compared, seconds=seconds)
+                _store.update_report(target, report)
+        except BaseException as error:
+            error.add_note(f"{target} is complete, but for a comparison in its report")
+            raise
     return report
 
 
@@ -158,19 +174,19 @@ def estimate(
     """Say what `compress` would do, without writing: ranks, parameters, bytes, and the least errors possible.
 
     The spectra are computed where the ranks depend on them; with ``allocation="uniform"`` no weight is read and the
-    errors are None. Parameters are those of `compress`.
+    errors are None. Parameters are those of `compress`. A model in memory is saved whole to the system's directory for
+    temporary files meanwhile.
     """
     begin = time.perf_counter()
     extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple)
     job = make_job(method, {**(options or {}), **extra}, param_ratio, None, 0)
-    with _directory(model_or_path, beside=None) as (source, label):
+    with _directory(model_or_path, out=None) as (source, label):
         job.open(source, target_modules, exclude_modules, trust_remote_code)
-        with open_pool(executor) as pool:
+        with open_pool(executor, most=job.most_workers()) as pool:
             job.share(pool, progress_of(progress))
             report = job.report(label, None, pool.label)
     options_used = {name: value for name, value in report.options.items() if name != "rng"}
-    seconds = {**report.seconds, "total": time.perf_counter() - begin}
-    return dataclasses.replace(report, options=options_used, seconds=seconds, peak_memory_bytes=_peak_memory())
+    return _finished(dataclasses.replace(report, options=options_used), begin)
 
 
 def load(path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -189,30 +205,59 @@ def _given(**options: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _directory(model_or_path: Any, *, beside: Path | None) -> Iterator[tuple[Path, str]]:
+def _directory(model_or_path: Any, *, out: Path | None) -> Iterator[tuple[Path, str]]:
     """Yield the checkpoint directory and its name for the report; a model in memory is saved for the run."""
     if isinstance(model_or_path, str | os.PathLike):
         yield Path(model_or_path), str(model_or_path)
-    elif hasattr(model_or_path, "save_pretrained"):
-        with tempfile.TemporaryDirectory(prefix=".tensorfact-source-", dir=beside) as folder:
-            model_or_path.save_pretrained(folder)
-            yield Path(folder), f"{type(model_or_path).__name__} in memory"
-    else:
+        return
+    if not hasattr(model_or_path, "save_pretrained"):
         raise ValueError(
             f"model_or_path must be a directory or a transformers model, got {type(model_or_path).__name__}"
         )
+    if out is not None:
+        remove_abandoned(out)
+    # Beside the target there is room for a model, and the next run removes what a killed one left.
+    folder, descriptor = (Path(tempfile.mkdtemp(prefix="tensorfact-")), None) if out is None else make_hidden(out)
+    try:
+        model_or_path.save_pretrained(folder)
+        yield folder, f"{type(model_or_path).__name__} in memory"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _finished(report: Report, begin: float) -> Report:
+    notes = report.notes
+    if not report.executor.startswith(("serial", "threads", "ThreadPool")):
+        notes = (*notes, "the peak of memory is that of the main process, without its workers")
+    return dataclasses.replace(
+        report,
+        notes=notes,
+        seconds={**report.seconds, "total": time.perf_counter() - begin},
+        peak_memory_bytes=_peak_memory(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _compared(report: Report, source: Path, result: Path, compare: bool | None, size: int) -> Report:
     if compare is False:
         return report
-    if compare is None and size > _COMPARE_LIMIT:
-        note = f"outputs and latency were not measured: the model takes {size / 2**30:.1f} GiB"
+    needed, free = 4 * (report.params_before + report.params_after), free_memory()
+    reason = f"the model takes {size / 2**30:.1f} GiB" if compare is None and size > _COMPARE_LIMIT else ""
+    if free is not None and needed > free:
+        reason = f"both models take {needed / 2**30:.1f} GiB in float32, {free / 2**30:.1f} GiB are free"
+    if reason:
+        note = f"outputs and latency were not measured: {reason}"
         return dataclasses.replace(report, notes=(*report.notes, note))
     from tensorfact.compress.fidelity import evaluate
 
     start = time.perf_counter()
-    found = evaluate(source, result, report.layers)
+    try:
+        found = evaluate(source, result, report.layers)
+    except Exception as error:  # whatever the models' code does, the run succeeded
+        note = f"the two models were not compared: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return dataclasses.replace(report, notes=(*report.notes, note))
     return dataclasses.replace(
         report,
         fidelity=found.fidelity,
@@ -224,6 +269,7 @@ def _compared(report: Report, source: Path, result: Path, compare: bool | None, 
 
 
 def _peak_memory() -> int | None:
+    """Highest resident size of this process, since it began."""
     try:
         import resource
     except ImportError:  # Windows

@@ -18,7 +18,8 @@ def verify(path: str | os.PathLike[str], *, deep: bool = False) -> list[str]:
     """Return the problems of a compressed checkpoint; an empty list means that it is as it was written.
 
     Checked are the version and the digest of ``tensorfact.json``, size and SHA-256 of every file that it lists, files
-    that it does not list, the headers, and the shapes of the factors against the ranks of record and configuration.
+    and links that it does not list (but those of git and of the Hub's tools), the headers, and the shapes of the factors
+    against the ranks of record and configuration.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def _record(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
     try:
         record = json.loads(file.read_bytes())
         version, digest = record["format_version"], record["digest"]
-        lists = record["files"], record["layers"]
+        files, layers, method = record["files"], record["layers"], record["method"]
     except FileNotFoundError:
         return None, ["tensorfact.json is missing"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -63,9 +64,25 @@ def _record(directory: Path) -> tuple[dict[str, Any] | None, list[str]]:
         return None, [f"tensorfact.json has format_version {version!r}, this tensorfact reads {FORMAT_VERSION}"]
     if digest != digest_of(record):
         return None, ["tensorfact.json was changed: its digest does not fit"]
-    if not isinstance(lists[0], dict) or not isinstance(lists[1], list):
-        return None, ["tensorfact.json is damaged: files or layers have the wrong type"]
+    if not isinstance(files, dict) or not all(map(_is_file, files.values())):
+        return None, ["tensorfact.json is damaged: files must map names to sha256 and bytes"]
+    if not isinstance(method, str) or not isinstance(layers, list) or not all(map(_is_layer, layers)):
+        return None, [
+            "tensorfact.json is damaged: layers must have a name, a shape and a rank, and there is one method"
+        ]
     return record, []
+
+
+def _is_file(entry: Any) -> bool:
+    return isinstance(entry, dict) and {"sha256", "bytes"} <= entry.keys()
+
+
+def _is_layer(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return False
+    shape, rank = entry.get("shape"), entry.get("rank")
+    numbers = [*shape, *(rank if isinstance(rank, list) else [rank])] if isinstance(shape, list) else [None]
+    return len(numbers) > 2 and all(type(number) is int and number > 0 for number in numbers)
 
 
 def _files(directory: Path, record: dict[str, Any]) -> list[str]:
@@ -84,8 +101,21 @@ def _files(directory: Path, record: dict[str, Any]) -> list[str]:
             problems.append(f"{name} has {found['bytes']} bytes, {expected['bytes']} were written")
         elif found["sha256"] != expected["sha256"]:
             problems.append(f"{name} was changed: its SHA-256 does not fit")
-    stray = [f.name for f in directory.iterdir() if f.name.endswith(".safetensors") and f.name not in record["files"]]
+    stray = _entries(directory) - set(record["files"]) - {"tensorfact.json"}
     return problems + [f"{name} was not written by tensorfact" for name in sorted(stray)]
+
+
+def _entries(directory: Path) -> set[str]:
+    """Every file and every link, but for what git and the Hub's tools keep beside a checkpoint and nothing loads."""
+    found = set()
+    for root, folders, names in os.walk(directory):
+        relative = PurePosixPath(Path(root).relative_to(directory).as_posix())
+        if not relative.parts:
+            folders[:] = [f for f in folders if f not in (".git", ".cache")]
+            names = [n for n in names if n != ".gitattributes"]
+        links = [f for f in folders if os.path.islink(os.path.join(root, f))]
+        found.update(str(relative / name) for name in [*names, *links])
+    return found
 
 
 def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
@@ -95,7 +125,8 @@ def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     problems = []
-    ranks = (checkpoint.config.get("tensorfact") or {}).get("ranks")
+    recipe = checkpoint.config.get("tensorfact")
+    ranks = recipe.get("ranks") if isinstance(recipe, dict) else None
     if ranks != {layer["name"]: layer["rank"] for layer in record["layers"]}:
         problems.append("config.json and tensorfact.json name different ranks")
     for layer in record["layers"]:
@@ -117,13 +148,22 @@ def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
 
 
 def _model(directory: Path) -> list[str]:
+    from tensorfact.compress._hf_classes import architecture_class, model_class
     from tensorfact.compress._inputs import quiet_loading
-    from tensorfact.compress.huggingface import load_model
+    from tensorfact.compress.huggingface import register
 
     try:
+        import transformers
+
+        register()
+        safe = {"local_files_only": True, "trust_remote_code": False}
         with quiet_loading():
-            model = load_model(directory)
-            _, info = type(model).from_pretrained(directory, local_files_only=True, output_loading_info=True)
+            config: Any = transformers.AutoConfig.from_pretrained(directory, **safe)
+            base = architecture_class(config.architectures)
+            if base is None:
+                return [f"config.json names no model class of transformers: architectures = {config.architectures}"]
+            made: Any = model_class(base, type(config))
+            _, info = made.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **safe)
     except (ImportError, CheckpointError, ValueError, RuntimeError, OSError) as error:
         return [f"the model does not load: {error}"]
     return [

@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,15 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from tensorfact.compress._atomic import check_target, exchange, lock, remove_abandoned, reserve, sync
+from tensorfact.compress._atomic import (
+    check_replaceable,
+    check_target,
+    exchange,
+    make_hidden,
+    remove_abandoned,
+    reserve,
+    sync,
+)
 from tensorfact.compress._types import nbytes
 from tensorfact.compress.checkpoint import TensorInfo, iter_raw
 
@@ -61,7 +68,7 @@ class CheckpointWriter:
     overwrite : bool
         Replace an existing checkpoint; it stays in place until the new one is complete.
     source : path, optional
-        Refuse a target that is, contains or lies in this directory.
+        Refuse a target that is, contains or lies in this directory, or that one of its links leads into.
 
     Raises
     ------
@@ -75,7 +82,8 @@ class CheckpointWriter:
 
     def __init__(self, out: str | os.PathLike[str], *, overwrite: bool = False, source: Path | None = None) -> None:
         self.out = Path(out).resolve()
-        self.directory = self.out.parent / f".{self.out.name}.tensorfact-{secrets.token_hex(4)}"
+        self.directory: Path
+        self.committed = False
         self._offsets: dict[str, tuple[str, int, int]] = {}
         self._streams: dict[str, BinaryIO] = {}
         self._written: set[str] = set()
@@ -86,17 +94,15 @@ class CheckpointWriter:
     def __enter__(self) -> Self:
         """Make the temporary directory."""
         remove_abandoned(self.out)
-        try:
-            self.directory.mkdir()
-        except OSError as error:
-            raise OSError(error.errno, f"out cannot be created: {error.strerror}", str(self.out.parent)) from error
-        self._lock = lock(self.directory)
+        self.directory, self._lock = make_hidden(self.out)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the temporary directory, or after an exchange what was replaced."""
+        if self.committed and error is not None:
+            error.add_note(f"{self.out} is complete")
         self._close()
         shutil.rmtree(self.directory, ignore_errors=True)
         if self._lock is not None:
@@ -205,6 +211,7 @@ class CheckpointWriter:
             for path in [Path(root) / name for name in names] + [Path(root)]:
                 sync(path)
         if self.overwrite and self.out.exists():
+            check_replaceable(self.out)  # it was checked before hours of work
             exchange(self.directory, self.out)  # the old content is now in self.directory and goes with it
         else:
             try:
@@ -215,6 +222,7 @@ class CheckpointWriter:
                         errno.EEXIST, "out appeared while it was being written", str(self.out)
                     ) from error
                 raise
+        self.committed = True
         sync(self.out.parent)
 
     @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from tensorfact.factor import _exact, _range
 from tensorfact.factor._input import Source
 from tensorfact.factor._operand import Operand, Streamed
+from tensorfact.factor._ops import NumpyOps
 from tensorfact.factor._route import STEPS, Route, choose_route
 
 __all__ = ["Triplets", "fixed_rank", "oriented"]
@@ -66,23 +67,38 @@ def fixed_rank(
 def _run(source: Source, op: Operand, route: Route, rank: int, width: int, rng: np.random.Generator) -> Triplets:
     ops = op.ops
     if route.path == "gram-exact":
-        values, w = _exact.gram_spectrum(op)
-        if values[rank - 1] > _exact.resolvable(ops) * values[0]:
-            return Triplets(*_exact.gram_exact(op, w, rank), path="gram-exact")
-        array = source.array if op is source.op else ops.adjoint(source.array)
-        return Triplets(*_exact.full_svd(op, array), path="full-svd").truncated(rank)
+        return _exact_route(source, op, rank)
     if route.path == "krylov":
         x, z = _range.krylov_basis(op, width, route.n_iter, rng)
         return Triplets(*_range.rayleigh_ritz(ops, x, z, rank), path="krylov", n_iter=route.n_iter)
-    start = None
+    start, shifted, n_iter = None, route.shifted, route.n_iter
     if route.path == "gram-subspace":
-        x = _range.gram_basis(ops, op.gram(double=False), width, route.n_iter, rng)
-        found = Triplets(*_range.rayleigh_ritz(ops, x, op.apply(x), rank), path="gram-subspace", n_iter=route.n_iter)
-        # round-off of the Gram matrix is about eps sigma_1^2 per direction: harmless while it stays far below sigma_k^2
-        if found.s[-1] ** 2 > 250 * ops.eps * found.s[0] ** 2:
+        x = _range.gram_basis(op, width, n_iter, rng, shifted=shifted)
+        found = Triplets(*_range.rayleigh_ritz(ops, x, op.apply(x), rank), path="gram-subspace", n_iter=n_iter)
+        if _resolved(ops, found.s):
             return found
         ops.notes.append("gram-unresolved")
-        start, route = x, Route("shifted", STEPS)
-    shifted = route.path == "shifted"
-    x = _range.power_basis(op, width, route.n_iter, rng, shifted=shifted, start=start)
-    return Triplets(*_range.rayleigh_ritz(ops, x, op.apply(x), rank), path=route.path, n_iter=route.n_iter)
+        start, shifted, n_iter = x, True, max(n_iter, STEPS)
+    x = _range.power_basis(op, width, n_iter, rng, shifted=shifted, start=start)
+    path = "shifted" if shifted else "subspace"
+    return Triplets(*_range.rayleigh_ritz(ops, x, op.apply(x), rank), path=path, n_iter=n_iter)
+
+
+def _resolved(ops: NumpyOps, s: np.ndarray) -> bool:
+    """Whether round-off of a Gram matrix in working precision, about eps sigma_1^2, is far below sigma_k^2."""
+    return bool(s[-1] ** 2 > 250 * ops.eps * s[0] ** 2)
+
+
+def _exact_route(source: Source, op: Operand, rank: int) -> Triplets:
+    """Eigenvectors of the Gram matrix in working precision, then in double, then a full SVD: the first that resolves."""
+    ops = op.ops
+    if ops.eps > 1e-10:
+        found = Triplets(*_exact.gram_exact(op, _exact.gram_spectrum(op, double=False)[1], rank), path="gram-exact")
+        if _resolved(ops, found.s):
+            return found
+        ops.notes.append("gram-in-double")
+    values, w = _exact.gram_spectrum(op)
+    if values[rank - 1] > _exact.resolvable(ops) * values[0]:
+        return Triplets(*_exact.gram_exact(op, w, rank), path="gram-exact")
+    array = source.array if op is source.op else ops.adjoint(source.array)
+    return Triplets(*_exact.full_svd(op, array), path="full-svd").truncated(rank)

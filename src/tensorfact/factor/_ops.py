@@ -64,8 +64,14 @@ class NumpyOps:
 
     def subtract(self, y: Any, factor: float, x: Any) -> Any:
         """``y - factor x``, in place of ``y``."""
-        y -= self.dtype.type(factor) * x
+        if factor != 0.0:
+            y -= self.dtype.type(factor) * x
         return y
+
+    def add_diagonal(self, g: Any, value: float) -> Any:
+        """``g + value I``, in place of ``g``."""
+        g.flat[:: g.shape[1] + 1] += self.dtype.type(value)
+        return g
 
     def sum2(self, x: Any) -> float:
         return kernels.sum_squares(x)
@@ -143,14 +149,14 @@ class NumpyOps:
             r = kernels.matmul(again, r)
         return q, r
 
-    def settle(self, left: Any, s: np.ndarray) -> Any:
+    def settle(self, left: Any, s: np.ndarray, eps: float) -> Any:
         """``left``, whose columns are images of Gram eigenvectors over ``s``, orthonormal to working precision.
 
-        The eigenvectors' round-off, eps of the accumulation times ``(s_1/s_k)^2``, and that of their cast to working
+        The eigenvectors' round-off, ``eps`` of the accumulation times ``(s_1/s_k)^2``, and that of their cast to working
         precision, times ``s_1/s_k``, show up here. One pass removes it, and moves the product by round-off only.
         """
         spread = float(s[0] / s[-1]) if s[-1] > 0 else math.inf
-        lost = max(np.finfo(np.float64).eps / self.eps * spread**2, spread / 5)
+        lost = max(eps / self.eps * spread**2, spread / 5)
         return self.orth(left, passes=1)[0] if lost > 10 else left
 
     def gram64(self, z: Any) -> np.ndarray:
@@ -165,21 +171,23 @@ class NumpyOps:
         """
         from scipy.linalg import lapack
 
-        trtri = lapack.ztrtri if self.complex else lapack.dtrtri
-        inverse, info = trtri(np.asfortranarray(r))
-        if info != 0:
-            return 0.0
-        inverse = np.triu(inverse)  # trtri leaves the other triangle as it was
+        r = np.asarray(r)
+        prefix = {"f": "s", "d": "d", "F": "c", "D": "z"}[r.dtype.char]
+        solve, lower = getattr(lapack, f"{prefix}trtrs"), r.T  # column-major without a copy
         probes, powers = 6, 12
-        x = np.random.Generator(np.random.SFC64(0)).standard_normal((inverse.shape[0], probes)).astype(inverse.dtype)
+        x = np.random.Generator(np.random.SFC64(0)).standard_normal((r.shape[0], probes)).astype(r.dtype, order="F")
         logs = np.zeros(probes)
         for step in range(2 * powers + 1):
-            x = kernels.matmul(inverse if step % 2 == 0 else inverse.conj().T, x)
-            norms = np.linalg.norm(x, axis=0)
-            if not (np.isfinite(norms).all() and norms.all()):
+            if step % 2 == 0:
+                x, info = solve(lower, x, lower=1, trans=1, overwrite_b=1)
+            else:  # r^H = conj(lower)
+                x, info = solve(lower, x.conj(), lower=1, trans=0, overwrite_b=1)
+                x = x.conj()
+            norms = np.sqrt(np.sum(np.abs(x).astype(np.float64) ** 2, axis=0))
+            if info != 0 or not (np.isfinite(norms).all() and norms.all()):
                 return 0.0
             logs += np.log(norms)
-            x /= norms
+            x = np.asfortranarray(x / norms.astype(x.real.dtype))
         return math.exp(-(math.log(10 * math.sqrt(2 / math.pi)) + float(logs.max())) / (2 * powers + 1))
 
     def svd(self, x: Any) -> tuple[Any, Any, Any]:
@@ -220,7 +228,10 @@ class PortableOps(NumpyOps):
         return self.xp.matmul(x, y)
 
     def subtract(self, y: Any, factor: float, x: Any) -> Any:
-        return y - factor * x
+        return y if factor == 0.0 else y - factor * x
+
+    def add_diagonal(self, g: Any, value: float) -> Any:
+        return g + value * self.xp.eye(int(g.shape[0]), dtype=g.dtype, device=self.device)
 
     def sum2(self, x: Any) -> float:
         magnitude = self.xp.abs(x)

@@ -27,10 +27,6 @@ class _Shift:
         self.ops = ops
         self.value = 0.0
 
-    def subtract(self, y: Any, x: Any) -> Any:
-        """``y - alpha x``."""
-        return y if self.value == 0.0 else self.ops.subtract(y, self.value, x)
-
     def update(self, r: Any) -> None:
         """Learn from the triangle of ``q r = (A^H A - alpha I) x``."""
         smallest = self.ops.smallest_singular_value(r)
@@ -39,14 +35,11 @@ class _Shift:
 
 
 def _iterate(ops: NumpyOps, multiply: Any, x: Any, n_iter: int, *, shifted: bool) -> Any:
-    """``n_iter`` products with ``A^H A``, each normalised once; the last basis is orthonormal to working precision."""
+    """``n_iter`` times ``multiply(x, alpha) = (A^H A - alpha I) x``, each normalised once; the last one fully."""
     shift = _Shift(ops)
     for i in range(n_iter):
         last = i == n_iter - 1
-        y = multiply(x)
-        if shifted:
-            y = shift.subtract(y, x)
-        x, r = ops.orth(y, passes=2 if last else 1)
+        x, r = ops.orth(multiply(x, shift.value), passes=2 if last else 1)
         if shifted and not last:
             shift.update(r)
     return x
@@ -60,16 +53,34 @@ def power_basis(
     With ``shifted`` each product uses ``A^H A - alpha I``.  Cost: ``n_iter`` normal products and one sketch.
     """
     ops = op.ops
+
+    def multiply(x: Any, alpha: float) -> Any:
+        return ops.subtract(op.normal(x), alpha, x)
+
     x = op.sketch(width, rng) if start is None else start
     x, _ = ops.orth(x, passes=2 if n_iter == 0 else 1)
-    return _iterate(ops, op.normal, x, n_iter, shifted=shifted)
+    return _iterate(ops, multiply, x, n_iter, shifted=shifted)
 
 
-def gram_basis(ops: NumpyOps, gram: Any, width: int, n_iter: int, rng: np.random.Generator) -> Any:
-    """Shifted subspace iteration on a Gram matrix (n, n) that has been formed once: each step costs ``2 n^2 width``."""
-    x = ops.draw(int(gram.shape[0]), width, rng)  # A^H Omega and Omega span the same after one more product
-    x, _ = ops.orth(ops.matmul(gram, x), passes=1)
-    return _iterate(ops, lambda y: ops.matmul(gram, y), x, n_iter, shifted=True)
+def gram_basis(op: Operand, width: int, n_iter: int, rng: np.random.Generator, *, shifted: bool) -> Any:
+    """The same on a Gram matrix (n, n) that is formed once, so that a step costs ``2 n^2 width``.
+
+    The shifted iteration starts from a block on the short side: after one product it spans as much as a sketch does.
+    """
+    ops = op.ops
+    gram = op.gram(double=False)
+    applied = 0.0
+
+    def multiply(x: Any, alpha: float) -> Any:
+        nonlocal gram, applied
+        if alpha != applied:
+            gram = ops.add_diagonal(gram, applied - alpha)
+            applied = alpha
+        return ops.matmul(gram, x)
+
+    x = multiply(ops.draw(op.shape[1], width, rng), 0.0) if shifted else op.sketch(width, rng)
+    x, _ = ops.orth(x, passes=2 if n_iter == 0 else 1)
+    return _iterate(ops, multiply, x, n_iter, shifted=shifted)
 
 
 def krylov_basis(op: Operand, width: int, n_iter: int, rng: np.random.Generator) -> tuple[Any, Any]:
@@ -118,7 +129,7 @@ def rayleigh_ritz(ops: NumpyOps, x: Any, z: Any, rank: int) -> tuple[Any, np.nda
     left, right = ops.matmul(z, w), ops.matmul(x, w)
     s = ops.column_norms(left)
     left = left / ops.from_numpy(s)[None, :]
-    left = ops.settle(left, s)
+    left = ops.settle(left, s, float(np.finfo(np.float64).eps))
     order = np.argsort(-s, kind="stable")
     if np.any(order[1:] < order[:-1]):
         s = np.sort(s)[::-1]

@@ -55,7 +55,8 @@ def randomized_svd(
         spectra, by shifted iteration, on the Gram matrix where that is cheaper, or exactly; see ``info.path``.
     method : {"subspace", "krylov", "shifted"}
         Subspace iteration; block Krylov (same products, larger space, best error per read of the matrix); shifted
-        subspace iteration (dashSVD).
+        subspace iteration (dashSVD). Where a Gram matrix of the short side makes the iterations cheaper, they run on
+        it (``info.path == "gram-subspace"``), and on the matrix itself where its round-off would show.
     certify : bool
         Also bound the spectral norm of the residual: ``spectral_bound`` holds with probability 1 - 1e-6.
     rng : None, int, SeedSequence or numpy.random.Generator

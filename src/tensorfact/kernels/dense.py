@@ -239,17 +239,17 @@ def matmul(a: ArrayLike, b: ArrayLike, /, *, out: Matrix | None = None) -> Matri
 
 
 def eigh(h: ArrayLike, /) -> tuple[Matrix, Matrix]:
-    """Eigenvalues and eigenvectors of a Hermitian matrix in float64 or complex128, by divide and conquer (``syevd``).
+    """Eigenvalues and eigenvectors of a Hermitian matrix in its own precision, by divide and conquer (``syevd``).
 
     Parameters
     ----------
     h : array_like, shape (n, n)
-        Hermitian; copied, and converted to double precision. The upper triangle is read.
+        Hermitian; copied. The upper triangle is read.
 
     Returns
     -------
     values : ndarray, shape (n,)
-        Ascending, float64.
+        Ascending, real.
     vectors : ndarray, shape (n, n)
         Orthonormal columns in the same order.
 
@@ -273,10 +273,10 @@ def eigh(h: ArrayLike, /) -> tuple[Matrix, Matrix]:
     n = matrix.shape[0]
     if matrix.shape[1] != n:
         raise ValueError(f"h must be square, got shape {matrix.shape}")
-    vectors = np.array(matrix, dtype=np.result_type(matrix.dtype, np.float64), order="C")
+    vectors = np.array(matrix, order="C")
     if not np.isfinite(vectors).all():
         raise np.linalg.LinAlgError("h must be finite, got NaN or infinity")
-    values = np.empty((1, n))
+    values = np.empty((1, n), dtype=vectors.real.dtype)
     info = _eigh(vectors, values)
     if info != 0:
         raise np.linalg.LinAlgError(f"the eigenvalues did not converge: LAPACK's info is {info}")
