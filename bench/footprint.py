@@ -1,7 +1,7 @@
 """What the library costs to have: import time, a streamed matrix's memory, and the build.
 
-    python -m bench.footprint            # import time and streaming (needs 2 GiB of disk)
-    python -m bench.footprint --install  # also pip install in a clean environment (downloads, a few minutes)
+python -m bench.footprint            # import time and streaming (needs 2 GiB of disk)
+python -m bench.footprint --install  # also pip install in a clean environment (downloads, a few minutes)
 """
 
 from __future__ import annotations

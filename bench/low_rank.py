@@ -5,7 +5,8 @@
 
 Errors come first: each routine's Frobenius and spectral error over the optimum, on a matrix whose spectrum is known.
 Then all of them are timed in one process, interleaved. For each peer the comparison is with the fastest setting of ours
-whose errors are both no larger, within 0.1 %. Exact peers are compared with our default, whose errors are stored beside:
+whose errors are both no larger, within 0.1 % in the Frobenius and 2 % in the spectral norm: one sketch differs from the
+next by as much. Exact peers are compared with our default, whose errors are stored beside:
 an approximation never equals the optimum to the last digit.
 """
 
@@ -148,7 +149,7 @@ def compare(cell: dict[str, Any]) -> dict[str, Any]:
         able = {
             key: mine["seconds"]
             for key, mine in ours.items()
-            if (mine["frobenius"] <= 1.001 * row["frobenius"] and mine["spectral"] <= 1.001 * row["spectral"])
+            if (mine["frobenius"] <= 1.001 * row["frobenius"] and mine["spectral"] <= 1.02 * row["spectral"])
             or (name in EXACT and key == "tensorfact default")
         }
         if able:

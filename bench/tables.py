@@ -1,7 +1,7 @@
 """Write the tables of README.md from the committed results: nobody types a number.
 
-    python -m bench.tables            # rewrite README.md
-    python -m bench.tables --check    # exit 1 if it would change
+python -m bench.tables            # rewrite README.md
+python -m bench.tables --check    # exit 1 if it would change
 """
 
 from __future__ import annotations
@@ -39,18 +39,19 @@ def low_rank() -> str:
         row = []
         for settings in peers.values():
             found = [_times(faster[name]["times_faster"]) for name in settings if name in faster]
-            row.append(", ".join(found) or "–")
+            row.append(", ".join(found) or "-")
         m, n = cell["shape"]
         lines.append(
-            f"| {m} × {n} | {cell['rank']} | {ours['frobenius']:.4f}, {ours['spectral']:.3f} | " + " | ".join(row) + " |"
+            f"| {m} x {n} | {cell['rank']} | {ours['frobenius']:.4f}, {ours['spectral']:.3f} | {' | '.join(row)} |"
         )
     where = result["environment"]
     return "\n".join(
         [
             "Each number: how many times faster than the peer our fastest setting is whose Frobenius *and* spectral "
-            "errors are no larger, exact peers against our default (spectrum i^-0.5; medians, interleaved in one process). torch.svd_lowrank at niter=2 "
-            "and 7, the others as they come (fbpca and librla at two power iterations). The error column is our "
-            "default. Dashes: not run at this size, it would take minutes.",
+            "errors are no larger (within 0.1 % and 2 %, by which one sketch differs from the next); exact peers "
+            "against our default. Spectrum i^-0.5; medians, interleaved in one process. torch.svd_lowrank at niter=2 "
+            "and 7, the others as they come, fbpca and librla at two power iterations. The error column is our default. A dash: "
+            "not run at this size, it would take minutes.",
             "",
             *lines,
             "",
@@ -62,7 +63,7 @@ def low_rank() -> str:
 
 
 def _times(value: float | None) -> str:
-    return "error not reached" if value is None else f"{value:.1f}×"
+    return "error not reached" if value is None else f"{value:.1f}x"
 
 
 def demo() -> str:

@@ -198,6 +198,8 @@ double cholesky_qr(Mat<const T> y, Mat<T> q, Mat<T> r, Mat<Acc> g, Workspace& ws
     if (lapack::potrf(l, gs, l) != 0) return 0.0;
     double spread = 1.0;
     for (index j = 0; j < l; ++j) {
+        // squares near the bottom of the range have no digits left to tell columns apart
+        if (!(norm2[j] > std::numeric_limits<real_t<Acc>>::min() / std::numeric_limits<real_t<Acc>>::epsilon())) return 0.0;
         const double part = static_cast<double>(std::real(gs[j * l + j])) / std::sqrt(static_cast<double>(norm2[j]));
         if (!(part > 0.0) || !std::isfinite(part)) return 0.0;  // NaN included: potrf does not promise to notice it
         spread = std::min(spread, part);

@@ -48,8 +48,15 @@ class Pool {
     }
 
     void run(index n, int nthreads, index grain, const Task& task) {
+        // A task that calls again holds the mutex already, and trying to lock it twice is undefined: it is told apart first.
+        static thread_local bool inside = false;
+        if (inside) return task(0, n);
         std::unique_lock<std::mutex> owner(run_mutex_, std::try_to_lock);
         if (!owner.owns_lock()) return task(0, n);
+        struct Mark {
+            Mark() { inside = true; }
+            ~Mark() { inside = false; }
+        } mark;
         const int helpers = grow(std::min<index>(nthreads, (n + grain - 1) / grain) - 1);
         if (helpers <= 0) return task(0, n);
         {

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,27 @@ def test_latency_is_measured_and_described(tmp_path: Path) -> None:
         measure_latency(model, model, inputs=inputs("bert"), repeats=0)
 
 
+class Slow(torch.nn.Module):
+    """A model that takes 20 ms a pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, input_ids: Any) -> Any:
+        time.sleep(0.02)
+        return input_ids
+
+
+def test_one_forward_pass_is_the_mean_over_the_batches() -> None:
+    batch = {"input_ids": torch.zeros(1, 2, dtype=torch.int64)}
+    both = _inputs.Inputs((batch, batch), (None, None), "two batches")
+    result = fidelity._time_models(Slow(), Slow(), both, repeats=3)
+    assert 20 <= result.before_ms < 36
+    assert 20 <= result.after_ms < 36
+    assert result.input.endswith(", mean of 2 batches")
+
+
 def test_interleaving_gives_every_run_its_own_median() -> None:
     calls: list[str] = []
     runs = [lambda: calls.append("a"), lambda: calls.append("b")]
@@ -163,8 +185,6 @@ def test_interleaving_gives_every_run_its_own_median() -> None:
 
 @pytest.mark.parametrize("repeats", [3, 4])
 def test_interleaved_medians_stay_with_their_run(repeats: int) -> None:
-    import time
-
     slow, fast = (lambda: time.sleep(0.02)), (lambda: None)
     (before, after), _ = fidelity._interleaved([slow, fast], repeats=repeats, seconds=10.0)
     assert before >= 20
@@ -198,6 +218,16 @@ def test_evaluate_never_raises_for_a_model_that_does_not_load(tmp_path: Path) ->
     assert found.latency is None
     assert found.layers[0].latency_before_ms is not None
     assert found.notes[0].startswith("the two models were not compared: ")
+
+
+def test_evaluate_survives_layers_that_cannot_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(layers: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(fidelity, "measure_layers", fail)
+    found = evaluate("a", "b", [layer((64, 64), 4)])
+    assert found.notes == ("the two models were not compared: MemoryError: no room",)
+    assert found.layers == (layer((64, 64), 4),)
 
 
 def test_evaluate_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

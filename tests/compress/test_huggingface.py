@@ -18,6 +18,7 @@ transformers = pytest.importorskip("transformers")
 from safetensors.torch import save_file  # noqa: E402
 
 from tensorfact.compress import huggingface as hf  # noqa: E402
+from tensorfact.compress._hf_classes import GUARD_KEY  # noqa: E402
 from tensorfact.torch import LowRankLinear  # noqa: E402
 
 FAMILIES = tiny_models.FAMILIES
@@ -71,7 +72,7 @@ def test_a_loaded_model_saves_and_loads_again_with_the_same_bits(
     again = hf.load_model(tmp_path)
     assert torch.equal(outputs(again, family), outputs(model, family))
     before, after = config_of(small), config_of(tmp_path)
-    for key in ("model_type", "architectures", "auto_map", "tensorfact", hf.GUARD_KEY):
+    for key in ("model_type", "architectures", "auto_map", "tensorfact", GUARD_KEY):
         assert after[key] == before[key]
     assert (tmp_path / hf.SHIM_NAME).read_bytes() == (small / hf.SHIM_NAME).read_bytes()
     assert tensors(tmp_path).keys() == tensors(small).keys()
@@ -198,7 +199,9 @@ def test_config_round_trip() -> None:
     assert config["auto_map"] == {"AutoConfig": "modeling_tensorfact.TensorfactConfig"}
     assert config["tensorfact"]["ranks"] == {"model.layers.0.mlp.up_proj": 4}
     assert hf.dense_config(config) == source
-    assert hf.dense_config(hf.compressed_config({"model_type": "bert"}, {})) == {"model_type": "bert"}
+    own = {"model_type": "bert", "auto_map": {}, "tensorfact": {"theirs": 1}, GUARD_KEY: "model.safetensors"}
+    for kept in ({"model_type": "bert"}, own):
+        assert hf.dense_config(hf.compressed_config(kept, {"a": 1})) == kept
     for wrong in ({}, config):
         with pytest.raises(ValueError, match="config must name the model_type of an uncompressed model, got"):
             hf.compressed_config(wrong, {})
@@ -211,7 +214,7 @@ def test_config_in_memory_is_the_family_and_on_disk_is_ours(checkpoint: Checkpoi
     assert isinstance(config, transformers.LlamaConfig)
     assert config.model_type == "llama"
     assert config.to_dict()["model_type"] == "tensorfact"
-    assert not hasattr(config, hf.GUARD_KEY)
+    assert not hasattr(config, GUARD_KEY)
     again = transformers.AutoConfig.for_model(**config.to_dict())
     assert type(again) is type(config)
     assert again.to_dict() == config.to_dict()

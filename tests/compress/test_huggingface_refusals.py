@@ -79,7 +79,7 @@ def _no_recipe(config: Any, stored: Any) -> None:
             r"does not fit the stored tensors.* random weights for 1 .*layers\.1\.mlp\.up_proj\.down\.weight",
         ),
         (_unknown_layer, r"names layers that Llama\w+ lacks or holds fused: model\.layers\.7\.mlp\.up_proj"),
-        (_no_recipe, r"config\.json must hold a 'tensorfact' entry with ranks, got None"),
+        (_no_recipe, r"config\.json must hold a 'tensorfact' entry with ranks, base_model_type, base_config, got None"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -108,8 +108,11 @@ def test_load_model_refuses_missing_tensors_and_foreign_directories(checkpoint: 
     with pytest.raises(ValueError, match=r"path must be a checkpoint directory with a config\.json, got"):
         hf.load_model(tmp_path / "nothing")
     nameless = edited(small, tmp_path / "nameless", lambda config, stored: config.pop("architectures"))
-    with pytest.raises(ValueError, match=r"architectures in config\.json must name a class of transformers, got \[\]"):
+    with pytest.raises(ValueError, match=r"config\.json must name a model class of transformers, got \[\]"):
         hf.load_model(nameless)
+    other = edited(small, tmp_path / "other", lambda config, stored: config.update(architectures=["pipeline"]))
+    with pytest.raises(ValueError, match=r"must name a model class of transformers, got \['pipeline'\]"):
+        hf.load_model(other)
     assert type(hf.load_model(nameless, "AutoModel")).__name__ == "LlamaModel"
 
 
@@ -117,6 +120,16 @@ def test_the_family_class_itself_refuses_even_here(checkpoint: Checkpoints) -> N
     for options in ({}, {"attn_implementation": "eager", "dtype": torch.float32}):
         with pytest.raises(ValueError, match=r"compressed by tensorfact: pip install"):
             transformers.LlamaForCausalLM.from_pretrained(checkpoint("llama")[1], **options)
+
+
+@pytest.mark.parametrize("auto_class", [None, "AutoModelForCausalLM"])
+def test_nothing_is_unpickled(checkpoint: Checkpoints, tmp_path: Path, auto_class: str | None) -> None:
+    _, small = checkpoint("llama")
+    pickled = edited(small, tmp_path / "pickled", lambda config, stored: None)
+    (pickled / "model.safetensors").unlink()
+    torch.save(tensors(small), pickled / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        hf.load_model(pickled, auto_class)
 
 
 def run(script: str, directory: Path, home: Path) -> str:

@@ -37,11 +37,14 @@ def write(directory, shards):
     return directory
 
 
-@pytest.mark.parametrize(("executor", "workers"), [("serial", 1), ("threads:2", 2)])
-def test_many_shards_take_no_more_memory_than_two(tmp_path, run_python, executor, workers):
+@pytest.mark.parametrize(
+    ("executor", "workers", "allocation"),
+    [("serial", 1, "uniform"), ("threads:2", 2, "uniform"), ("threads:2", 2, "spectrum")],
+)
+def test_many_shards_take_no_more_memory_than_two(tmp_path, run_python, executor, workers, allocation):
     first, source = write(tmp_path / "first", 2), write(tmp_path / "source", SHARDS)
     code = CODE.format(
-        first=str(first), source=str(source), out=str(tmp_path / "out"), executor=executor, allocation="uniform"
+        first=str(first), source=str(source), out=str(tmp_path / "out"), executor=executor, allocation=allocation
     )
     done = run_python(code)
     assert done.returncode == 0, done.stderr

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from html_page import check_page
-from tensorfact.compress._charts import linear_ticks, log_ticks
-from tensorfact.compress._grouping import common_prefix, format_bytes, format_speed, group_layers, title
+from tensorfact.compress._grouping import common_prefix, format_bytes, group_layers, title
+from tensorfact.compress._progress import _bar
 from tensorfact.compress.records import DenseRecord, Fidelity, Latency, LayerRecord, Report, downsample_spectrum
-from tensorfact.compress.report import render_terminal, shorten
+from tensorfact.compress.report import render_terminal
 from tensorfact.compress.report_html import render_html
 
 KINDS = (
@@ -158,6 +158,36 @@ def test_a_report_without_layers_says_so(render: object) -> None:
     assert "no weight was compressed" in text or "0 weights" in text
 
 
+def test_layers_that_became_slower_are_marked() -> None:
+    noise, slow = {"latency_after_ms": 0.405}, {"latency_after_ms": 0.5}
+    names = [f"model.layers.{b}.fc" for b in range(4)]
+    layers = [make_layer(name, 64, 64, **times) for name, times in zip(names, ({}, noise, slow, slow), strict=True)]
+    report = make_report(layers=tuple(layers))
+    text = " ".join(render_terminal(report, width=120).split())
+    assert text.count("slower: 0.400 -> 0.500") == 2
+    assert "slower than dense when timed alone: 2 of 4: model.layers.2.fc, model.layers.3.fc;" in text
+    assert "2 slower: 0.400 -> 0.453" in " ".join(render_terminal(report, width=120, condensed=True).split())
+    checker = check_page(render_html(report))
+    assert checker.words.count("0.500 slower") == 2
+    assert checker.words.count("2 slower than dense") == 1
+    assert any("2 of 4 are slower" in word for word in checker.words)
+    assert render_html(report).count('class="pt slow"') == 2
+    assert "slower:" not in render_terminal(make_report())
+    assert 'class="pt slow"' not in render_html(make_report())
+
+
+def test_names_do_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "a\x1b[2J\r\n\x07\u202eb"
+    layer = make_layer(f"x.{evil}", 8, 8, rank=1, path=evil)
+    dense = DenseRecord(name=evil, reason=evil, shape=(2, 2), dtype="F32", params=4, bytes=16)
+    report = make_report(layers=(layer,), dense=(dense,), source=evil, output=evil, architecture=evil, notes=(evil,))
+    text = render_terminal(report, width=100)
+    assert text.count("a?[2J????b") >= 5
+    assert all(line.isprintable() for line in text.split("\n"))
+    _bar("spectra", 1, 2, evil)
+    assert "a?[2J????b" in capsys.readouterr().err
+
+
 def test_an_estimate_is_called_one() -> None:
     report = make_report(dry_run=True, output=None, **BARE)
     assert "estimate, nothing was written" in render_terminal(report, width=100)
@@ -233,65 +263,9 @@ def test_weights_that_the_budget_left_dense_keep_their_place() -> None:
     check_page(page)
 
 
-@pytest.mark.parametrize(
-    ("names", "prefix"),
-    [(["a.b.c", "a.b.d"], "a.b."), (["a.b.c"], "a.b."), (["a", "a.b"], ""), (["ab.c", "ac.c"], ""), ([], "")],
-)
-def test_common_prefix_ends_at_a_dot(names: list[str], prefix: str) -> None:
-    assert common_prefix(names) == prefix
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "0.98 KiB"),
-        (1023.6 * 1024, "1.00 MiB"),
-        (90868376, "86.7 MiB"),
-        (3 << 40, "3.00 TiB"),
-    ],
-)
-def test_format_bytes_has_three_digits(count: float, text: str) -> None:
-    assert format_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "text"),
-    [(2.0, 1.0, "2.00x faster"), (1.0, 2.0, "2.00x slower"), (1.0, 1.01, "no change"), (0.0, 1.0, "not measured")],
-)
-def test_format_speed_says_which_way(before: float, after: float, text: str) -> None:
-    assert format_speed(before, after) == text
-
-
 def test_title_is_never_a_path() -> None:
     source = "/data/hub/models--HuggingFaceTB--SmolLM2-135M/snapshots/0123abc"
     assert title(make_report(source=source)) == "SmolLM2-135M"
     assert title(make_report(source="a/b/c/")) == "c"
     assert title(make_report(source="package/model", output="out/small")) == "small"
     assert title(make_report(source="model", output=None)) == "LlamaForCausalLM"
-
-
-@pytest.mark.parametrize("top", [1e-9, 0.003, 0.24, 1.0, 7.0, 999.0, 3.2e7])
-def test_linear_ticks_cover_the_data_with_few_steps(top: float) -> None:
-    ticks = linear_ticks(top)
-    assert ticks[0] == 0.0
-    assert ticks[-1] >= top * (1 - 1e-9)
-    assert 2 <= len(ticks) <= 6
-
-
-@pytest.mark.parametrize("low", [1e-6, 3e-3, 0.04, 0.5, 0.99])
-def test_log_ticks_end_at_one_and_start_at_or_below_the_data(low: float) -> None:
-    ticks = log_ticks(low)
-    assert ticks[-1] == pytest.approx(1.0)
-    assert ticks[0] <= low * 1.001
-    assert len(ticks) <= 7
-
-
-def test_shorten_keeps_the_block_and_the_role() -> None:
-    assert shorten("self_attn.q_proj (30)", 13) == "..q_proj (30)"
-    assert len(shorten("0.a_very_long_name", 5)) == 5
-    short = shorten("11.attention.output.dense", 16)
-    assert len(short) == 16
-    assert short.startswith("11.")
-    assert short.endswith("dense")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -13,7 +13,9 @@ import transformers
 
 import tensorfact.compress as tc
 import torch
-from tensorfact.compress._store import describe, digest_of
+from tensorfact.compress import fidelity, run
+from tensorfact.compress._job import free_memory
+from tensorfact.compress._store import digest_of
 from tensorfact.compress.checkpoint import Checkpoint, read_raw, read_weight
 from tiny_models import tiny
 
@@ -37,6 +39,9 @@ def test_report_and_files_agree(write_checkpoint, tmp_path):
     assert not (out / "pytorch_model.bin").exists()
     assert "<html" in (out / "report.html").read_text()
     assert report.options["rng"] == 3
+    assert datetime.fromisoformat(report.created).tzinfo is not None
+    assert "not copied from the source: pytorch_model.bin" in report.notes
+    assert any("does not know the family 'plain'" in note for note in report.notes)
     original = Checkpoint.open(source)
     for layer in report.layers:
         weight = read_weight(original.tensors[f"{layer.name}.weight"])
@@ -44,7 +49,7 @@ def test_report_and_files_agree(write_checkpoint, tmp_path):
         assert up.shape == (layer.shape[0], layer.rank)
         error = np.linalg.norm(weight - up @ down) / np.linalg.norm(weight)
         assert layer.error == pytest.approx(error, rel=1e-3)
-        assert layer.optimal_error <= layer.error * (1 + 1e-6)
+        assert layer.optimal_error <= layer.error * (1 + 1e-5)  # the achieved one is known to a few float32 ulps
         assert layer.error <= 1.02 * layer.optimal_error
         assert len(layer.spectrum) <= 64
         assert layer.spectrum[0] == (1, 1.0)
@@ -162,7 +167,7 @@ def test_estimate_says_what_compress_does(write_checkpoint, tmp_path, allocation
     assert [(r.name, r.rank) for r in predicted.layers] == [(r.name, r.rank) for r in done.layers]
     for guess, fact in zip(predicted.layers, done.layers, strict=True):
         if allocation == "spectrum":
-            assert guess.error <= fact.error * (1 + 1e-6)
+            assert guess.error <= fact.error * (1 + 1e-5)  # the achieved one is known to a few float32 ulps
         else:
             assert guess.error is None
     assert tc.Report.from_json(predicted.to_json()) == predicted
@@ -210,6 +215,36 @@ def test_compare_fills_the_report(tmp_path):
     assert tc.verify(tmp_path / "out") == []
 
 
+def test_a_comparison_that_ends_the_process_costs_nothing_else(write_checkpoint, tmp_path, monkeypatch, leftovers):
+    def end(*arguments):
+        assert tc.verify(tmp_path / "out") == []
+        raise error
+
+    monkeypatch.setattr(fidelity, "evaluate", end)
+    error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tc.compress(write_checkpoint(), tmp_path / "out", param_ratio=0.5, compare=True)
+    assert "out is complete" in caught.value.__notes__[0]
+    error = MemoryError("no more")
+    report = tc.compress(tmp_path / "source", tmp_path / "out", param_ratio=0.5, compare=True, overwrite=True)
+    assert any("were not compared: MemoryError: no more" in note for note in report.notes)
+    assert tc.Report.read(tmp_path / "out") == report
+    assert tc.verify(tmp_path / "out") == []
+    assert leftovers(tmp_path) == []
+
+
+def test_no_comparison_without_the_memory(write_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "free_memory", lambda: 1000)
+    report = tc.compress(write_checkpoint(), tmp_path / "out", param_ratio=0.5, compare=True)
+    assert report.fidelity is None
+    assert any("both models take 0.0 GiB in float32" in note for note in report.notes)
+
+
+def test_free_memory_is_that_of_a_machine():
+    free = free_memory()
+    assert free is None or 1 << 20 < free < 1 << 50
+
+
 def test_overwrite_replaces(write_checkpoint, tmp_path, leftovers):
     out = tmp_path / "out"
     source = write_checkpoint()
@@ -221,73 +256,6 @@ def test_overwrite_replaces(write_checkpoint, tmp_path, leftovers):
     assert tc.Report.read(out) == report
     assert not (out / "stale.txt").exists()
     assert leftovers(tmp_path) == []
-
-
-def damage_byte(out):
-    file = out / "model.safetensors"
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
-
-
-def damage_rank(out):
-    config = json.loads((out / "config.json").read_text())
-    config["tensorfact"]["ranks"]["model.layers.0.up_proj"] += 1
-    record = json.loads((out / "tensorfact.json").read_text())
-    (out / "config.json").write_text(json.dumps(config))
-    record["files"]["config.json"] = describe(out / "config.json")
-    record["digest"] = digest_of(record)
-    (out / "tensorfact.json").write_text(json.dumps(record))
-
-
-def damage_version(out):
-    record = json.loads((out / "tensorfact.json").read_text())
-    record["format_version"] = 99
-    (out / "tensorfact.json").write_text(json.dumps({**record, "digest": digest_of(record)}))
-
-
-def damage_record(out):
-    file = out / "tensorfact.json"
-    file.write_text(file.read_text().replace('"rank": ', '"rank": 1', 1))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (damage_byte, "model.safetensors was changed: its SHA-256 does not fit"),
-        (damage_version, "format_version 99, this tensorfact reads 1"),
-        (damage_record, "tensorfact.json was changed: its digest does not fit"),
-        (damage_rank, "config.json and tensorfact.json name different ranks"),
-        (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json is missing"),
-        (lambda out: (out / "model.safetensors").unlink(), "model.safetensors is missing"),
-        (lambda out: (out / "tensorfact.json").unlink(), "tensorfact.json is missing"),
-        (lambda out: (out / "tensorfact.json").write_text("["), "tensorfact.json is damaged"),
-        (lambda out: (out / "report.json").write_text("{}"), "report.json has 2 bytes"),
-        (
-            lambda out: shutil.copy(out / "model.safetensors", out / "more.safetensors"),
-            "more.safetensors was not written by tensorfact",
-        ),
-    ],
-)
-def test_verify_finds_damage(write_checkpoint, tmp_path, damage, message):
-    out = tmp_path / "out"
-    tc.compress(write_checkpoint(), out, param_ratio=0.5)
-    assert tc.verify(out) == []
-    damage(out)
-    assert any(message in problem for problem in tc.verify(out))
-
-
-def test_deep_verify_reports_a_model_that_does_not_fit(tmp_path):
-    source, out = tmp_path / "source", tmp_path / "out"
-    tiny("llama", source)
-    tc.compress(source, out, param_ratio=0.6)
-    config = json.loads((out / "config.json").read_text())
-    (out / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    record = json.loads((out / "tensorfact.json").read_text())
-    record["files"]["config.json"] = describe(out / "config.json")
-    (out / "tensorfact.json").write_text(json.dumps({**record, "digest": digest_of(record)}))
-    assert tc.verify(out) == []
-    assert any("model" in problem or "keys" in problem for problem in tc.verify(out, deep=True))
 
 
 def test_a_method_of_ones_own(write_checkpoint, tmp_path):

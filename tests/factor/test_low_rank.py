@@ -12,6 +12,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 import tensorfact
 from tensorfact.factor import _input
+from tensorfact.factor._ops import NumpyOps
 from tensorfact.testing import assert_orthonormal, optimal_errors, relative_error, spectral_error
 
 
@@ -77,7 +78,10 @@ def test_tol_is_never_missed_in_500_random_cases():
 @pytest.mark.parametrize("tol", [0.5, 0.1, 0.02])
 def test_the_blocked_route_keeps_tol_with_nearly_the_smallest_rank(dtype, tol):
     a, s = power_law(1700, 1650, 1.5, np.float64)
-    a = (a * (1 + 0.5j) if dtype == np.complex128 else a).astype(dtype)
+    if dtype == np.complex128:  # genuinely complex singular vectors
+        phases = np.exp(2j * np.pi * np.random.default_rng(0).random(a.shape[1]))
+        a = np.fft.fft(a, axis=0, norm="ortho") * phases
+    a = a.astype(dtype)
     result = tensorfact.randomized_svd(a, tol=tol, rng=0)
     assert result.info.path == "adaptive"
     assert relative_error(a, result.reconstruct()) <= tol
@@ -163,7 +167,13 @@ def test_a_file_is_read_in_row_blocks_with_one_read_a_step(tmp_path, monkeypatch
     assert result.info.matrix_reads == result.info.n_iter + 3  # sketch, steps, final product, norm
     assert tensorfact.randomized_svd(source, tol=0.5, rng=0).error <= 0.5
     assert_allclose(tensorfact.singular_values(source), s, rtol=1e-3)
+    loud = np.memmap(tmp_path / "loud.bin", dtype=np.float32, mode="w+", shape=a.shape)
+    loud[:] = a * 1e9  # beyond the safe range: scaled block by block, still a file
+    scaled = tensorfact.randomized_svd(loud, rank=40, rng=0)
+    assert scaled.info.matrix_reads == result.info.matrix_reads + 2  # the largest entry, and the norm again
+    assert_allclose(scaled.s, result.s * 1e9, rtol=1e-4)
     wide = np.memmap(tmp_path / "a.bin", dtype=np.float32, mode="r", shape=(350, 1000))
+    assert_allclose(tensorfact.singular_values(wide), np.linalg.svd(wide, compute_uv=False), rtol=1e-3, atol=1e-7)
     again = tensorfact.randomized_svd(wide, rank=40, rng=0)
     assert_allclose(again.error, relative_error(np.asarray(wide), again.reconstruct()), rtol=1e-4)
 
@@ -204,6 +214,99 @@ def test_bfloat16_slices_of_torch_come_back_as_bfloat16(tmp_path):
     assert result.error < 0.8
 
 
+def test_the_certificate_covers_the_rounding_of_half_precision():
+    a = (np.outer(np.arange(64.0), np.ones(48)) / 64).astype(np.float16)
+    result = tensorfact.randomized_svd(a, rank=1, certify=True, rng=0)
+    wide = (result.u.astype(float) * result.s.astype(float)) @ result.vh.astype(float)
+    assert result.spectral_bound >= np.linalg.norm(a.astype(float) - wide, 2) > 0
+
+
+def test_a_tol_that_sits_on_the_error_of_a_rank_is_kept():
+    for seed in range(40):
+        a = np.random.default_rng(seed).standard_normal((12, 8)).astype(np.float32)
+        edge = tensorfact.randomized_svd(a, rank=6, rng=0)
+        exact = relative_error(a, edge.u.astype(float) * edge.s.astype(float) @ edge.vh.astype(float))
+        result = tensorfact.randomized_svd(a, tol=exact, rng=0)
+        assert result.info.converged
+        assert result.error <= exact
+
+
+def test_a_triangle_worse_than_its_diagonal_tells_is_orthonormalised():
+    """Kahan's matrix: every column keeps a fair part of its own, and yet the block is nearly singular."""
+    n, c = 100, 0.2
+    kahan = np.diag(np.sqrt(1 - c * c) ** np.arange(n)) @ (np.eye(n) - c * np.triu(np.ones((n, n)), 1))
+    y = np.linalg.qr(np.random.default_rng(0).standard_normal((140, n)))[0] @ kahan
+    ops = NumpyOps(np.float64)
+    q, r = ops.orth(y)
+    assert_orthonormal(q)
+    assert_allclose(q @ r, y, atol=1e-13)
+    assert ops.notes == ["householder"]
+
+
+def test_sparse_duplicates_count_once_and_tiny_entries_count():
+    dense = np.random.default_rng(0).standard_normal((40, 30))
+    rows, cols = np.indices(dense.shape)
+    twice = [np.concatenate([x.ravel()] * 2) for x in (rows, cols, dense / 2)]
+    coo = sparse.coo_array((twice[2], (twice[0], twice[1])), shape=dense.shape)
+    result = tensorfact.randomized_svd(coo, rank=3, rng=0)
+    assert_allclose(result.error, relative_error(dense, result.reconstruct()), rtol=1e-10)
+    for tiny in (sparse.csr_array(np.eye(6) * 1e-170), aslinearoperator(np.eye(6) * 1e-170)):
+        kept = tensorfact.randomized_svd(tiny, tol=0.1, rng=0)
+        assert kept.rank == 6
+        assert_allclose(kept.s, 1e-170, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e30, 3e37])
+def test_extreme_float32_operators_are_scaled(scale):
+    a = (power_law(60, 40)[0] * np.float64(scale)).astype(np.float32)
+    result = tensorfact.randomized_svd(aslinearoperator(a), rank=5, rng=0)
+    assert result.s.dtype == np.float32
+    assert "scaled" in result.info.notes
+    reference = np.linalg.svd(a.astype(float), compute_uv=False)[:5]
+    assert_allclose(result.s, reference, rtol=2e-2 if scale < 1e-40 else 1e-3)
+
+
+def test_subnormal_and_nearly_overflowing_entries_are_served():
+    assert_allclose(tensorfact.randomized_svd(np.eye(3) * 6e-309, rank=1, rng=0).s, [6e-309])
+    huge = np.full((2, 2), 1e38 + 1e38j, dtype=np.complex64)
+    assert_allclose(tensorfact.randomized_svd(huge, rank=1, rng=0).s, [2 * np.sqrt(2.0) * 1e38], rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["shifted", "krylov"])
+def test_an_operator_may_use_its_buffer_again(method):
+    a = power_law(90, 70, dtype=np.float64)[0]
+    buffers: dict[tuple[int, ...], np.ndarray] = {}
+
+    def into(name, product):
+        out = buffers.setdefault((name, *product.shape), np.empty_like(product))
+        out[:] = product
+        return out
+
+    reusing = LinearOperator(
+        a.shape, matvec=None, matmat=lambda x: into(0, a @ x), rmatmat=lambda x: into(1, a.T @ x), dtype=a.dtype
+    )
+    one, two = (tensorfact.randomized_svd(x, rank=8, method=method, rng=0) for x in (reusing, aslinearoperator(a)))
+    assert_allclose(one.s, two.s, rtol=1e-12)
+
+
+def test_operators_that_cannot_be_served_are_named():
+    complex_ones = LinearOperator((5, 4), matvec=None, matmat=lambda x: x[:4] * 1j, dtype=np.float64)
+    with pytest.raises(ValueError, match="must return real numbers"):
+        tensorfact.randomized_svd(complex_ones, rank=1)
+    one_way = LinearOperator((5, 5), matvec=lambda x: x, matmat=lambda x: x, dtype=np.float64)
+    with pytest.raises(ValueError, match="products with its adjoint"):
+        tensorfact.randomized_svd(one_way, rank=1)
+    with pytest.raises(ValueError, match="must not be a masked array"):
+        tensorfact.randomized_svd(np.ma.masked_array(np.eye(3)), rank=1)
+
+
+def test_explicit_iterations_are_obeyed_where_the_gram_matrix_cannot_resolve():
+    a = power_law(1300, 300, 1.5)[0]
+    result = tensorfact.randomized_svd(a, rank=100, n_iter=3, rng=0)
+    assert (result.info.path, result.info.n_iter) == ("subspace", 3)
+    assert "gram-unresolved" in result.info.notes
+
+
 def test_operators_and_sparse_matrices():
     a = sparse.random(300, 200, density=0.05, rng=np.random.default_rng(0), dtype=np.float64).tocsr()
     dense = a.toarray()
@@ -211,7 +314,7 @@ def test_operators_and_sparse_matrices():
     assert_allclose(result.error, relative_error(dense, result.reconstruct()), rtol=1e-8)
     free = tensorfact.randomized_svd(aslinearoperator(a), rank=20, certify=True, rng=0)
     assert np.isnan(free.error)  # its norm would cost min(m, n) products, which nobody asked for
-    assert free.spectral_bound >= spectral_error(dense, free.reconstruct())
+    assert free.spectral_bound >= spectral_error(dense, free.reconstruct()) * np.linalg.norm(dense, 2)
     kept = tensorfact.randomized_svd(aslinearoperator(a), tol=0.6, rng=0)
     assert relative_error(dense, kept.reconstruct()) <= 0.6
     assert_allclose(kept.error, relative_error(dense, kept.reconstruct()), rtol=1e-8)

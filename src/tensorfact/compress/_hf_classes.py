@@ -53,8 +53,9 @@ def stored(config: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_of(config: dict[str, Any]) -> dict[str, Any]:
     recipe = config.get(MODEL_TYPE)
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("ranks"), dict):
-        raise ValueError(f"config.json must hold a {MODEL_TYPE!r} entry with ranks, got {recipe!r}")
+    kinds = {"ranks": dict, "base_model_type": str, "base_config": dict}
+    if not isinstance(recipe, dict) or not all(isinstance(recipe.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"config.json must hold a {MODEL_TYPE!r} entry with {', '.join(kinds)}, got {recipe!r}")
     if recipe.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"config.json has format_version {recipe.get('format_version')!r}, "

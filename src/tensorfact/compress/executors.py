@@ -86,7 +86,8 @@ def open_pool(executor: str | Executor | None, *, most: int | None = None) -> It
         raise ValueError(
             f"executor must be serial, threads:N, processes:N, dask:ADDRESS or an Executor, got {executor!r}"
         )
-    workers = 1 if kind == "serial" else int(rest or max(1, min(_cores(), most or _cores())))
+    cores = _cores() if most is None else max(1, min(_cores(), most))
+    workers = 1 if kind == "serial" else int(rest or cores)
     made: Executor
     if kind == "serial":
         made = _Serial()

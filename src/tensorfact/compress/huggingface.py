@@ -71,7 +71,7 @@ def dense_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the source's `config.json` from that of a compressed checkpoint."""
     recipe = recipe_of(config)
     dense = {k: v for k, v in config.items() if k not in OVERWRITTEN}
-    return {**dense, **recipe.get("base_config", {}), "model_type": recipe["base_model_type"]}
+    return {**dense, **recipe["base_config"], "model_type": recipe["base_model_type"]}
 
 
 def register() -> None:

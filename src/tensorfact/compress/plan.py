@@ -164,21 +164,16 @@ def _summary(dense: dict[str, str]) -> str:
 
 
 def require_dense(checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that is already factored or quantised, or whose configuration names other weights.
+    """Refuse a checkpoint that is already factored or quantised.
 
     Raises
     ------
     CheckpointError
-        With the order that works (factor first, quantise after), or the key that names other weights.
+        With the order that works: factor first, quantise after.
     """
     place: Path = checkpoint.directory
     if checkpoint.config.get("model_type") == "tensorfact":
         raise CheckpointError(f"{place} must be a dense checkpoint, got one that tensorfact wrote: use to-dense first")
-    weights = checkpoint.config.get("transformers_weights")
-    if weights not in (None, "model.safetensors"):  # transformers would load that file, and we have read another
-        raise CheckpointError(
-            f"{place} must keep its weights in model.safetensors, got transformers_weights {weights!r}"
-        )
     if checkpoint.config.get("quantization_config"):
         method = checkpoint.config["quantization_config"].get("quant_method", "unknown")
         raise CheckpointError(f"{place} must not be quantised yet (factor first, quantise after), got {method!r}")

@@ -18,8 +18,8 @@ def verify(path: str | os.PathLike[str], *, deep: bool = False) -> list[str]:
     """Return the problems of a compressed checkpoint; an empty list means that it is as it was written.
 
     Checked are the version and the digest of ``tensorfact.json``, size and SHA-256 of every file that it lists, files
-    and links that it does not list (but those of git and of the Hub's tools), the headers, and the shapes of the factors
-    against the ranks of record and configuration.
+    and links that it does not list (but those of git and of the Hub's tools), the headers, and the shapes of the
+    factors against the ranks of record and configuration.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def _files(directory: Path, record: dict[str, Any]) -> list[str]:
 
 def _entries(directory: Path) -> set[str]:
     """Every file and every link, but for what git and the Hub's tools keep beside a checkpoint and nothing loads."""
-    found = set()
+    found: set[str] = set()
     for root, folders, names in os.walk(directory):
         relative = PurePosixPath(Path(root).relative_to(directory).as_posix())
         if not relative.parts:
@@ -162,7 +162,7 @@ def _model(directory: Path) -> list[str]:
             base = architecture_class(config.architectures)
             if base is None:
                 return [f"config.json names no model class of transformers: architectures = {config.architectures}"]
-            made: Any = model_class(base, type(config))
+            made: Any = model_class(base, config.__class__)
             _, info = made.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **safe)
     except (ImportError, CheckpointError, ValueError, RuntimeError, OSError) as error:
         return [f"the model does not load: {error}"]

@@ -101,12 +101,17 @@ class CheckpointWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the temporary directory, or after an exchange what was replaced."""
-        if self.committed and error is not None:
-            error.add_note(f"{self.out} is complete")
-        self._close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
+        try:
+            self._close()
+            shutil.rmtree(self.directory, ignore_errors=True)
+        except BaseException as interruption:
+            error = interruption
+            raise
+        finally:
+            if self.committed and error is not None:
+                error.add_note(f"{self.out} is complete")
+            if self._lock is not None:
+                os.close(self._lock)
 
     def layout(self, entries: Iterable[Entry], *, max_shard_size: int) -> None:
         """Write the headers, the index when there are several shards, and reserve the space of every tensor.

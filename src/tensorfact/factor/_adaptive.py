@@ -52,7 +52,13 @@ def rank_for(values2: np.ndarray, rest: float, limit2: float) -> int:
 
 
 def to_tolerance(
-    source: Source, tol: float, cap: int, extra: int | None, steps: int | None, method: str, rng: np.random.Generator
+    source: Source,
+    tol: float,
+    cap: int | None,
+    extra: int | None,
+    steps: int | None,
+    method: str,
+    rng: np.random.Generator,
 ) -> Triplets:
     """Triplets with error at most ``tol``, or the best of rank ``cap`` with ``converged=False``."""
     op, flip = oriented(source.op)
@@ -64,12 +70,15 @@ def to_tolerance(
     return found.flipped() if flip else found
 
 
-def _trim(op: Operand, found: Triplets, tol: float, cap: int) -> Triplets | None:
-    """Cut ``found`` to the smallest rank whose achieved error is at most ``tol``; None if even all of it misses."""
+def _trim(op: Operand, found: Triplets, tol: float, cap: int | None) -> Triplets | None:
+    """Cut ``found`` to the smallest rank whose achieved error is at most ``tol``; None if even all of it misses.
+
+    A ``cap`` of the user's that is reached ends the search with ``converged=False``.
+    """
     norm2 = op.norm2()
+    available = int(found.s.shape[0]) if cap is None else min(cap, int(found.s.shape[0]))
     rest = norm2 * achieved_error(op, found.left, found.s, found.right) ** 2
-    rank = min(cap, rank_for(found.s**2, rest, tol**2 * norm2))
-    available = min(cap, int(found.s.shape[0]))
+    rank = min(available, rank_for(found.s**2, rest, tol**2 * norm2))
     step = 1
     while True:  # identity and residual differ by round-off only: a step or two at most, then doubling to be finite
         left, s, right = found.left[:, :rank], found.s[:rank], found.right[:, :rank]
@@ -80,11 +89,11 @@ def _trim(op: Operand, found: Triplets, tol: float, cap: int) -> Triplets | None
         rank, step = min(available, rank + step), 2 * step
     if available == cap:
         found.converged = False
-        return found.truncated(cap)
+        return found.truncated(available)
     return None
 
 
-def _exactly(source: Source, op: Operand, tol: float, cap: int) -> Triplets:
+def _exactly(source: Source, op: Operand, tol: float, cap: int | None) -> Triplets:
     """From the Gram spectrum, or from a full SVD where the tolerance is finer than a Gram matrix resolves."""
     ops = op.ops
     if source.array is None:
@@ -93,9 +102,10 @@ def _exactly(source: Source, op: Operand, tol: float, cap: int) -> Triplets:
             "not offer; load the matrix, loosen tol or set max_rank"
         )
     values, w = _exact.gram_spectrum(op)
-    rank = min(cap, rank_for(values, 0.0, tol**2 * op.norm2()))
+    most = min(op.shape) if cap is None else cap
+    rank = min(most, rank_for(values, 0.0, tol**2 * op.norm2()))
     if tol**2 > 100 * min(op.shape) * _exact.resolvable(ops) and values[rank - 1] > _exact.resolvable(ops) * values[0]:
-        some = min(cap, rank + 2, min(op.shape))
+        some = min(most, rank + 2)
         found = Triplets(*_exact.gram_exact(op, w, some), path="gram-exact")
         trimmed = _trim(op, found, tol, cap)
         if trimmed is not None:
@@ -110,7 +120,13 @@ def _exactly(source: Source, op: Operand, tol: float, cap: int) -> Triplets:
 
 
 def _blocked(
-    op: Operand, tol: float, cap: int, extra: int | None, steps: int | None, method: str, rng: np.random.Generator
+    op: Operand,
+    tol: float,
+    cap: int | None,
+    extra: int | None,
+    steps: int | None,
+    method: str,
+    rng: np.random.Generator,
 ) -> Triplets | None:
     """Blocked QB with the exact Frobenius update (after RandLAPACK's QB, own form); None where exact is cheaper.
 
@@ -127,7 +143,9 @@ def _blocked(
     images: list[Any] = []
     n_iter = 2 if steps is None else steps
     width, rest, size = 32, norm2, 0
-    enough = min(most, cap + (max(10, math.ceil(0.05 * cap)) if extra is None else extra), limit)
+    enough = most
+    if cap is not None:
+        enough = min(most, cap + (max(10, math.ceil(0.05 * cap)) if extra is None else extra))
     while True:
         while rest > tol**2 * norm2 - slack and size < enough:
             width = min(width, enough - size)

@@ -15,7 +15,7 @@ __all__ = ["full_svd", "gram_exact", "gram_spectrum", "resolvable"]
 
 def resolvable(ops: NumpyOps) -> float:
     """Smallest ``(sigma / sigma_1)^2`` that a Gram matrix accumulated in double precision resolves to 0.1 %."""
-    return 1e-9 if ops.eps < 1e-10 else 1e-12
+    return max(1e-9 if ops.eps < 1e-10 else 1e-12, 1e3 * ops.wide_eps)
 
 
 def gram_spectrum(op: Operand, *, double: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -78,7 +78,8 @@ def _run(source: Source, op: Operand, route: Route, rank: int, width: int, rng: 
         if _resolved(ops, found.s):
             return found
         ops.notes.append("gram-unresolved")
-        start, shifted, n_iter = x, True, max(n_iter, STEPS)
+        if shifted:  # "auto": go on from here; iterations that were asked for start again, from a sketch
+            start, n_iter = x, STEPS
     x = _range.power_basis(op, width, n_iter, rng, shifted=shifted, start=start)
     path = "shifted" if shifted else "subspace"
     return Triplets(*_range.rayleigh_ritz(ops, x, op.apply(x), rank), path=path, n_iter=n_iter)

@@ -44,14 +44,14 @@ def _dispatch(a: Any) -> Source:
 
     if isinstance(a, LinearOperator):
         dtype = np.dtype(a.dtype if a.dtype is not None else np.float64)
-        ops = NumpyOps(_working(dtype))
-        return Source(Linear(a, ops), None, None)
+        return Source(Linear(a, NumpyOps(_working(dtype))), None, dtype if dtype.name in _HALF else None)
     if issparse(a):
-        a = cast(Any, a)
+        a = cast(Any, a).tocsr(copy=True)
+        a.sum_duplicates()
         ops = NumpyOps(_working(a.dtype))
-        entries = np.asarray(a.tocoo().data)[None, :]
-        norm2 = float(np.sum(np.abs(entries.astype(np.complex128 if ops.complex else np.float64)) ** 2))
-        return Source(Linear(aslinearoperator(a), ops, norm2=norm2), None, None)
+        entries = np.asarray(a.data, dtype=np.complex128 if ops.complex else np.float64)
+        norm2 = float(np.sum(entries.real**2 + entries.imag**2))
+        return Source(Linear(aslinearoperator(a.astype(ops.dtype)), ops, norm2=norm2), None, None)
     if hasattr(a, "get_shape") and hasattr(a, "get_dtype"):  # a safetensors slice
         shape, name = tuple(a.get_shape()), str(a.get_dtype())
         _two_axes(shape)
@@ -61,6 +61,8 @@ def _dispatch(a: Any) -> Source:
         return Source(Streamed(a, shape, NumpyOps(_SAFETENSORS[name])), None, half)
     if not isinstance(a, np.ndarray) and (hasattr(a, "__array_namespace__") or type(a).__module__.startswith("torch")):
         return _portable(a)
+    if isinstance(a, np.ma.MaskedArray):
+        raise ValueError("a must not be a masked array: a factorisation has no use for the mask; fill it first")
     if not isinstance(a, np.ndarray):
         a = np.asarray(a)
     _two_axes(a.shape)

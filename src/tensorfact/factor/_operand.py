@@ -16,7 +16,7 @@ import numpy as np
 from tensorfact import kernels
 from tensorfact.factor._ops import NumpyOps
 
-__all__ = ["Dense", "Linear", "Operand", "Portable", "Scaled", "Streamed"]
+__all__ = ["Dense", "Linear", "Operand", "Portable", "Scaled", "Streamed", "scaled_by"]
 
 _BLOCK_BYTES = 32 << 20  # row blocks of a streamed matrix: large for the disk and for GEMM, small beside the rest
 
@@ -112,19 +112,18 @@ class _Transposed(Operand):
 
 
 class Scaled(Operand):
-    """``factor`` times an operand that cannot be copied."""
+    """A power of two times an operator, half of it on each side of the product so that neither leaves the range."""
 
-    def __init__(self, base: Operand, factor: float) -> None:
+    def __init__(self, base: Operand, exponent: int) -> None:
         super().__init__(base.shape, base.ops)
         self.base = base
-        self.factor = base.ops.dtype.type(factor)
-        self._norm2 = None if base.known_norm2 is None else base.known_norm2 * float(factor) ** 2
+        self.before, self.after = (base.ops.dtype.type(2.0**e) for e in (exponent // 2, exponent - exponent // 2))
 
     def apply(self, x: Any) -> Any:
-        return self.base.apply(x * self.factor)
+        return self.base.apply(x * self.before) * self.after
 
     def adjoint(self, x: Any) -> Any:
-        return self.base.adjoint(x * self.factor)
+        return self.base.adjoint(x * self.before) * self.after
 
 
 class Dense(Operand):
@@ -215,8 +214,10 @@ class Streamed(Operand):
     def __init__(self, source: Any, shape: tuple[int, int], ops: NumpyOps) -> None:
         super().__init__(shape, ops)
         self.source = source
-        itemsize = max(ops.dtype.itemsize, 4)
-        self.rows = max(1, min(shape[0], _BLOCK_BYTES // max(1, shape[1] * itemsize)))
+        self.exponent = 0  # blocks are multiplied by 2 to this power
+        rows = max(1, _BLOCK_BYTES // max(1, shape[1] * ops.dtype.itemsize))
+        # whole chunks of the sketch's rows where they fit: then a file and an array in memory see the same sketch
+        self.rows = min(shape[0], rows // 512 * 512 or rows)
         self._map = _file_mapping(source)
 
     def blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -224,13 +225,15 @@ class Streamed(Operand):
         self.ops.reads += 1
         for lo in range(0, self.shape[0], self.rows):
             hi = min(lo + self.rows, self.shape[0])
-            rows = self.source[lo:hi]
-            if hasattr(rows, "detach"):  # a safetensors slice opened for torch; NumPy knows no bfloat16
-                rows = rows.detach().float().numpy() if rows.itemsize < 4 else rows.detach().numpy()
-            block = np.ascontiguousarray(rows, dtype=self.ops.dtype)
-            yield lo, hi, block
+            block = self._loaded(self.source[lo:hi])
+            yield lo, hi, scaled_by(block, self.exponent) if self.exponent else block
             if self._map is not None:
                 self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _loaded(self, part: Any) -> np.ndarray:
+        if hasattr(part, "detach"):  # a safetensors slice opened for torch; NumPy knows no bfloat16
+            part = part.detach().float().numpy() if part.itemsize < 4 else part.detach().numpy()
+        return np.ascontiguousarray(part, dtype=self.ops.dtype)
 
     def apply(self, x: Any) -> Any:
         out = np.empty((self.shape[0], x.shape[1]), dtype=self.ops.dtype)
@@ -253,9 +256,26 @@ class Streamed(Operand):
 
     def sketch(self, width: int, rng: np.random.Generator) -> Any:
         out = np.zeros((self.shape[1], width), dtype=self.ops.dtype)
-        for lo, hi, block in self.blocks():  # drawn block by block: the same numbers as in one go
+        for lo, hi, block in self.blocks():
             out += kernels.matmul(self.ops.adjoint(block), self.ops.draw(hi - lo, width, rng))
         return out
+
+    def scaled(self, exponent: int) -> Streamed:
+        """The same file times ``2**exponent``."""
+        other = Streamed(self.source, self.shape, self.ops)
+        other.exponent = exponent
+        return other
+
+    def outer_gram(self) -> np.ndarray:
+        """A A^H (m, m) in double precision, by blocks of columns: for a file that is wider than tall."""
+        m, n = self.shape
+        step = max(1, _BLOCK_BYTES // (m * self.ops.dtype.itemsize))
+        total: Any = 0
+        self.ops.reads += 1
+        for lo in range(0, n, step):
+            block = self._loaded(self.source[:, lo : lo + step])
+            total = total + kernels.gram(self.ops.adjoint(scaled_by(block, self.exponent)), accumulate="double")
+        return np.asarray(total)
 
     def gram(self, *, double: bool) -> Any:
         out: Any = 0
@@ -280,7 +300,10 @@ class Linear(Operand):
         self._norm2 = norm2
 
     def _checked(self, y: Any, rows: int, cols: int) -> Any:
-        y = np.ascontiguousarray(y, dtype=self.ops.dtype)
+        y = np.asarray(y)
+        if y.dtype.kind == "c" and not self.ops.complex:
+            raise ValueError("the operator must return real numbers, as its dtype says, got complex ones")
+        y = np.array(y, dtype=self.ops.dtype, order="C")  # a copy: the operator may use its buffer again
         if y.shape != (rows, cols):
             raise ValueError(f"the operator must return shape {(rows, cols)}, got {y.shape}")
         if not np.isfinite(y).all():
@@ -293,7 +316,16 @@ class Linear(Operand):
 
     def adjoint(self, x: Any) -> Any:
         self.ops.reads += 1
-        return self._checked(self.operator.rmatmat(x), self.shape[1], x.shape[1])
+        try:
+            y = self.operator.rmatmat(x)
+        except (NotImplementedError, TypeError) as missing:
+            raise ValueError("the operator must offer products with its adjoint (rmatvec or rmatmat)") from missing
+        return self._checked(y, self.shape[1], x.shape[1])
+
+
+def scaled_by(x: Any, exponent: int) -> Any:
+    """``x * 2**exponent`` in two steps, because the power itself may leave the range."""
+    return x * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
 
 
 def _file_mapping(source: Any) -> mmap.mmap | None:

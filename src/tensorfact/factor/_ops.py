@@ -19,6 +19,8 @@ __all__ = ["NumpyOps", "PortableOps", "ops_for"]
 # One pass of Cholesky QR leaves ||Q^H Q - I|| of about eps / spread^2 (Yamamoto et al., 2015, eq. 3.1 in our terms).
 # A second pass repairs anything clearly below one; beyond that only Householder QR is safe.
 _MAX_LOSS = 0.05
+# After a sound first pass every column of the second one is nearly unit and nearly orthogonal to the others.
+_SECOND_SPREAD = 0.9
 _DRAW_ROWS = 512
 
 
@@ -31,6 +33,7 @@ class NumpyOps:
         self.complex = self.dtype.kind == "c"
         self.notes: list[str] = []
         self.reads = 0  # passes over the matrix
+        self.wide_eps = float(np.finfo(np.float64).eps)  # of what gram64 accumulates in
 
     # -- small helpers -------------------------------------------------------------------------------------------
     def draw(self, rows: int, cols: int, rng: np.random.Generator) -> Any:
@@ -52,7 +55,7 @@ class NumpyOps:
             for start, seed in zip(starts, seeds, strict=True):
                 fill(start, seed)
         else:
-            with ThreadPoolExecutor(2) as pool:
+            with ThreadPoolExecutor(kernels.get_num_threads()) as pool:
                 list(pool.map(fill, starts, seeds))
         return out
 
@@ -130,24 +133,29 @@ class NumpyOps:
 
     # -- orthonormalisation --------------------------------------------------------------------------------------
     def orth(self, y: Any, *, passes: int = 2) -> tuple[Any, Any]:
-        """Orthonormal basis ``q`` of the columns of ``y`` and ``r`` with ``y = q r``; ``y`` may be overwritten.
+        """Orthonormal basis ``q`` of the columns of ``y`` and ``r`` with ``y = q r``.
 
         ``passes=1`` is enough between power steps, which only need a well-conditioned block; a basis that is kept
         takes two.  An ill-conditioned block goes to Householder QR, and the result's notes say so.
         """
-        q, r, spread = kernels.cholesky_qr(y, overwrite=True)  # a failure leaves y as it was
-        if not spread > 0 or self.eps / spread**2 > _MAX_LOSS / math.sqrt(y.shape[1]):
-            if "householder" not in self.notes:
-                self.notes.append("householder")
-            # a doubtful first pass has already overwritten y by q, and y = q r still holds
-            q, again = np.linalg.qr(q if spread > 0 else y)
-            r = kernels.matmul(again, r) if spread > 0 else again
-            phase = _phases(r)  # a positive diagonal, like Cholesky's: callers may pair q with what they had before
-            return np.ascontiguousarray(q * phase), phase.conj()[:, None] * r
-        for _ in range(passes - 1):
-            q, again, _ = kernels.cholesky_qr(q, overwrite=True)
+        q, r, spread = kernels.cholesky_qr(y)
+        good = spread > 0 and self.eps / spread**2 <= _MAX_LOSS / math.sqrt(y.shape[1])
+        if good and passes == 2:
+            # what the first pass lost shows in the second one's own spread, also where the estimate above is blind
+            # (a triangle like Kahan's is worse conditioned than its diagonal tells)
+            q, again, spread = kernels.cholesky_qr(q, overwrite=True)
             r = kernels.matmul(again, r)
-        return q, r
+            good = spread > _SECOND_SPREAD
+        if good:
+            return q, r
+        self._householder_note()
+        q, r = np.linalg.qr(y)
+        phase = _phases(r)  # a positive diagonal, like Cholesky's: callers may pair q with what they had before
+        return np.ascontiguousarray(q * phase), phase.conj()[:, None] * r
+
+    def _householder_note(self) -> None:
+        if "householder" not in self.notes:
+            self.notes.append("householder")
 
     def settle(self, left: Any, s: np.ndarray, eps: float) -> Any:
         """``left``, whose columns are images of Gram eigenvectors over ``s``, orthonormal to working precision.
@@ -157,7 +165,7 @@ class NumpyOps:
         """
         spread = float(s[0] / s[-1]) if s[-1] > 0 else math.inf
         lost = max(eps / self.eps * spread**2, spread / 5)
-        return self.orth(left, passes=1)[0] if lost > 10 else left
+        return self.orth(left, passes=1 if lost * self.eps < 0.01 else 2)[0] if lost > 10 else left
 
     def gram64(self, z: Any) -> np.ndarray:
         """``z^H z`` accumulated in float64 or complex128."""
@@ -190,6 +198,10 @@ class NumpyOps:
             x = np.asfortranarray(x / norms.astype(x.real.dtype))
         return math.exp(-(math.log(10 * math.sqrt(2 / math.pi)) + float(logs.max())) / (2 * powers + 1))
 
+    def singular_values(self, x: Any) -> np.ndarray:
+        """All singular values in float64."""
+        return np.linalg.svd(x, compute_uv=False).astype(np.float64)
+
     def svd(self, x: Any) -> tuple[Any, Any, Any]:
         """Thin SVD; ``gesdd`` first, ``gesvd`` where it does not converge (recorded in the notes)."""
         try:
@@ -214,6 +226,7 @@ class PortableOps(NumpyOps):
         self.eps = float(xp.finfo(dtype).eps)
         self.notes = []
         self.reads = 0
+        self.wide_eps = float(xp.finfo(xp.asarray(0.0, dtype=xp.float64).dtype).eps)  # JAX may have float32 only
         wide = self.eps < 1e-10
         host = (np.complex128 if wide else np.complex64) if self.complex else (np.float64 if wide else np.float32)
         self.dtype = np.dtype(host)
@@ -271,32 +284,38 @@ class PortableOps(NumpyOps):
         return self.xp.asarray(host, device=self.device)
 
     def orth(self, y: Any, *, passes: int = 2) -> tuple[Any, Any]:
-        q, r = y, None
-        for step in range(passes):
-            g = self.gram64(q)
-            try:
-                factor = np.linalg.cholesky(g).conj().T
-            except np.linalg.LinAlgError:
-                factor = np.zeros((0, 0))
-            scale = np.sqrt(np.abs(np.diagonal(g)))
-            spread = float(np.min(np.abs(np.diagonal(factor)) / scale)) if factor.size and scale.all() else 0.0
-            if not spread > 0 or (step == 0 and self.eps / spread**2 > _MAX_LOSS / math.sqrt(y.shape[1])):
-                if "householder" not in self.notes:
-                    self.notes.append("householder")
-                q, r = self.xp.linalg.qr(y, mode="reduced")
-                r = self.to_numpy(r)
-                phase = _phases(r)
-                return q * self.from_numpy(phase)[None, :], phase.conj()[:, None] * r
-            # a triangular inverse of a factor whose spread has just been checked, then one product on the device
-            q = self.matmul(q, self.from_numpy(np.linalg.inv(factor)))
-            r = factor if r is None else factor @ r
-        return q, r
+        q, r, spread = self._cholesky_qr(y)
+        good = spread > 0 and self.eps / spread**2 <= _MAX_LOSS / math.sqrt(y.shape[1])
+        if good and passes == 2:
+            q, again, spread = self._cholesky_qr(q)
+            r, good = again @ r, spread > _SECOND_SPREAD
+        if good:
+            return q, r
+        self._householder_note()
+        q, r = self.xp.linalg.qr(y, mode="reduced")
+        r = self.to_numpy(r)
+        phase = _phases(r)
+        return q * self.from_numpy(phase)[None, :], phase.conj()[:, None] * r
+
+    def _cholesky_qr(self, y: Any) -> tuple[Any, np.ndarray, float]:
+        """The kernel of that name: one product and one triangular factor on the device, the small ones on the host."""
+        g = self.gram64(y)
+        scale = np.sqrt(np.abs(np.diagonal(g)))
+        try:
+            r = np.linalg.cholesky(g).conj().T
+        except np.linalg.LinAlgError:
+            return y, g, 0.0
+        spread = float(np.min(np.abs(np.diagonal(r)) / scale, initial=1.0)) if scale.all() else 0.0
+        return (self.matmul(y, self.from_numpy(np.linalg.inv(r))), r, spread) if spread > 0 else (y, r, 0.0)
 
     def gram64(self, z: Any) -> np.ndarray:
         wide = self.xp.complex128 if self.complex else self.xp.float64
         z = self.xp.astype(z, wide)
         g = self.xp.matmul(self.xp.conj(z).mT if self.complex else z.mT, z)
         return self.to_numpy(g)
+
+    def singular_values(self, x: Any) -> np.ndarray:
+        return self.to_numpy(self.xp.linalg.svdvals(x)).astype(np.float64)
 
     def svd(self, x: Any) -> tuple[Any, Any, Any]:
         return tuple(self.xp.linalg.svd(x, full_matrices=False))

@@ -121,9 +121,9 @@ def rayleigh_ritz(ops: NumpyOps, x: Any, z: Any, rank: int) -> tuple[Any, np.nda
     """
     values, w = kernels.eigh(ops.gram64(z))
     values, w = values[::-1][:rank], w[:, ::-1][:, :rank]
-    # sqrt(eps) of the accumulation bounds what a Gram matrix can resolve; single precision data never gets there
-    limit = 1e-3 if ops.eps < 1e-10 else 1e-6
-    if not values[-1] > (limit**2) * values[0]:
+    # what the accumulation resolves, with a margin: single precision data never gets there
+    limit = 1e-6 if ops.eps < 1e-10 else 1e-12
+    if not values[-1] > max(limit, 1e3 * ops.wide_eps) * values[0]:
         return _triangle_svd(ops, x, z, rank)
     w = ops.from_numpy(np.ascontiguousarray(w))
     left, right = ops.matmul(z, w), ops.matmul(x, w)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,8 @@ class LowRankInfo:
     n_oversamples : int
         Columns of the sketch beyond the rank.
     matrix_reads : int
-        Passes over the matrix, norms and residuals not counted.
+        Passes over the data before the error is settled: one for each product with an operator or with another
+        library's array, one for both products of a step in memory or on disk, one for the norm of a file.
     converged : bool
         False when ``max_rank`` kept the error above ``tol``.
     notes : tuple of str
@@ -81,9 +83,12 @@ class LowRank:
             raise ValueError(
                 f"u, s, vh must share one rank, got shapes {self.u.shape}, {self.s.shape}, {self.vh.shape}"
             )
-        for part in (self.u, self.s, self.vh):
-            if isinstance(part, np.ndarray):
-                part.setflags(write=False)
+        for name in ("u", "s", "vh"):
+            part = getattr(self, name)
+            if isinstance(part, np.ndarray):  # a view: the caller's own array stays as writeable as it was
+                frozen = part.view()
+                frozen.setflags(write=False)
+                object.__setattr__(self, name, frozen)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.u, self.s, self.vh))
@@ -149,6 +154,7 @@ class LowRank:
             "vh": self.vh,
             "error": np.asarray(self.error, dtype=wide),
             "spectral_bound": np.asarray(bound, dtype=wide),
+            "info": np.frombuffer(json.dumps(asdict(self.info)).encode(), dtype=np.uint8),
         }
 
     @classmethod
@@ -158,12 +164,17 @@ class LowRank:
         if missing:
             raise ValueError(f"arrays must hold u, s, vh and error, missing {sorted(missing)}")
         bound = float(arrays.get("spectral_bound", np.nan))
+        info = LowRankInfo(path="given")
+        if "info" in arrays:
+            stored = json.loads(np.asarray(arrays["info"]).tobytes())
+            info = LowRankInfo(**{**stored, "notes": tuple(stored["notes"])})
         return cls(
             u=arrays["u"],
             s=arrays["s"],
             vh=arrays["vh"],
             error=float(arrays["error"]),
             spectral_bound=None if np.isnan(bound) else bound,
+            info=info,
         )
 
     def __repr__(self) -> str:

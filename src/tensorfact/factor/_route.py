@@ -13,8 +13,7 @@ __all__ = ["Route", "choose_route"]
 SMALL_SIDE = 1536
 # Shifted products after the sketch that reach the promised error on i^-0.5 and i^-0.25, by simulation and test.
 STEPS = 5
-GRAM_STEPS = 5
-SMALL_GRAM_STEPS = (6, 10)  # up to and above a rank of an eighth of the short side, where the gaps are narrower
+SMALL_STEPS = (6, 10)  # up to and above a rank of an eighth of the short side, where the gaps are narrower
 KRYLOV_STEPS = 2
 # GEMM flops that take as long as a symmetric eigenproblem (syevd) / n^3: 19 at n = 768, 15 at 1075, 32 at 384.
 EIGH = 18.0
@@ -49,16 +48,17 @@ def choose_route(op: Operand, rank: int, width: int, steps: int | None, method: 
         if depth <= fits or fits >= KRYLOV_STEPS:
             return Route("krylov", min(depth, fits))
         return Route("gram-exact") if local else Route("subspace", STEPS, shifted=True)
-    direct = Route("subspace", STEPS if steps is None else steps, shifted)
+    small = local and n <= SMALL_SIDE
+    if steps is None:
+        steps = SMALL_STEPS[rank > n // 8] if small else STEPS
+    direct = Route("subspace", steps, shifted)
     if not local or method == "shifted":
         return direct
-    small = n <= SMALL_SIDE
-    if steps is None:
-        steps = SMALL_GRAM_STEPS[rank > n // 8] if small else GRAM_STEPS
     through = Route("gram-subspace", steps, shifted)
+    double = DOUBLE if op.ops.eps > 1e-10 else 1.0
     product = 2 * m * n * width
     around = 3 * n * width**2  # a Cholesky QR on the short side
-    finish = product + 2 * EIGH * width**3 + 2 * (DOUBLE * m + n + m) * width * rank
+    finish = product + 2 * EIGH * width**3 + 2 * (double * m + n + m) * width * rank
     costs = {
         direct: product + direct.n_iter * (2 * product + around) + finish,
         through: m * n**2
@@ -68,6 +68,4 @@ def choose_route(op: Operand, rank: int, width: int, steps: int | None, method: 
     }
     if automatic:
         costs[Route("gram-exact")] = m * n**2 + EIGH * n**3 + 2 * m * n * rank + 3 * m * rank**2
-        if small:
-            del costs[direct]
     return min(costs, key=lambda route: costs[route])

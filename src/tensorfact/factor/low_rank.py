@@ -10,6 +10,7 @@ import numpy as np
 from tensorfact.factor._adaptive import achieved_error, smallest_tol, to_tolerance
 from tensorfact.factor._fixed import Triplets, fixed_rank, oriented
 from tensorfact.factor._input import Source, as_source, check_count, check_fraction
+from tensorfact.factor._operand import Linear, Streamed, scaled_by
 from tensorfact.factor._result import LowRank, LowRankInfo
 from tensorfact.factor._scale import normalised
 from tensorfact.factor.certificate import residual_certificate
@@ -102,7 +103,7 @@ def randomized_svd(
     if method not in ("subspace", "krylov", "shifted"):
         raise ValueError(f"method must be 'subspace', 'krylov' or 'shifted', got {method!r}")
     k = None if rank is None else check_count("rank", rank, 1, limit)
-    cap = limit if max_rank is None else min(limit, check_count("max_rank", max_rank, 1))
+    cap = None if max_rank is None else min(limit, check_count("max_rank", max_rank, 1))
     extra = None if n_oversamples == "auto" else check_count("n_oversamples", n_oversamples, 0)
     steps = None if n_iter == "auto" else check_count("n_iter", n_iter, 0)
     inner = None
@@ -112,7 +113,7 @@ def randomized_svd(
         inner = math.sqrt(tol**2 - lost**2)
     generator = np.random.default_rng(rng)
 
-    source, scale = normalised(source, need_norm=tol is not None)
+    source, exponent = normalised(source, need_norm=tol is not None)
     if source.op.known_norm2 == 0.0:
         found = _zero(source, k or 1)
     elif k is not None:
@@ -120,7 +121,7 @@ def randomized_svd(
     else:
         assert inner is not None
         found = to_tolerance(source, inner, cap, extra, steps, method, generator)
-    return _finish(source, found, scale, tol, generator if certify else None)
+    return _finish(source, found, exponent, tol, inner, generator if certify else None)
 
 
 def singular_values(a: Any, /) -> np.ndarray:
@@ -152,20 +153,19 @@ def singular_values(a: Any, /) -> np.ndarray:
     >>> tensorfact.singular_values(np.diag([1.0, 3.0])).tolist()
     [3.0, 1.0]
     """
-    source, scale = normalised(as_source(a), need_norm=True)
+    source = as_source(a)
+    if isinstance(source.op, Linear):
+        raise ValueError("a must be an array or a file: a matrix-free operator has no Gram matrix")
+    source, exponent = normalised(source, need_norm=True)
     ops = source.op.ops
     if source.array is not None and ops.eps < 1e-10:
-        values = ops.to_numpy(ops.svd(source.array)[1]).astype(np.float64)
+        values = ops.singular_values(source.array)
     else:
         op, _ = oriented(source.op)
-        try:
-            gram = ops.to_numpy(op.gram(double=True))
-        except NotImplementedError:
-            raise ValueError(
-                "a must be an array or a file-backed matrix: a matrix-free operator has no Gram matrix"
-            ) from None
-        values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))[: min(op.shape)]
-    return np.asarray(values * scale)
+        wide_file = isinstance(op, Streamed) and op.shape[0] < op.shape[1]
+        gram = op.outer_gram() if wide_file else ops.to_numpy(op.gram(double=True))  # type: ignore[attr-defined]
+        values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
+    return np.asarray(np.ldexp(values, exponent))
 
 
 def _zero(source: Source, rank: int) -> Triplets:
@@ -176,55 +176,46 @@ def _zero(source: Source, rank: int) -> Triplets:
 
 
 def _finish(
-    source: Source, found: Triplets, scale: float, tol: float | None, rng: np.random.Generator | None
+    source: Source, found: Triplets, exponent: int, tol: float | None, inner: float | None, rng: Any
 ) -> LowRank:
-    """Signs, precision, error and certificate: from triplets of the working matrix to the user's result."""
+    """Signs, precision, error and certificate: from triplets of the working matrix to the user's result.
+
+    ``rng`` is None where no certificate is wanted.
+    """
     op, ops = source.op, source.op.ops
     reads = ops.reads
-    signs = ops.signs(found.left)
-    left = found.left * ops.from_numpy(signs)[None, :]
-    right = found.right * ops.from_numpy(signs)[None, :]
-    vh = ops.adjoint(right)
-    error = math.nan if op.known_norm2 is None else achieved_error(op, left, found.s, right)
-    bound = None
-    if rng is not None:
-        bound = scale * residual_certificate(op, left, ops.from_numpy(found.s), vh, rng)
-    s = ops.from_numpy(found.s * scale)
+    signs = ops.from_numpy(ops.signs(found.left))[None, :]
+    left, right = found.left * signs, found.right * signs
+    vh, s = ops.adjoint(right), ops.from_numpy(found.s)
+    stored = (left, ops.from_numpy(np.ldexp(found.s, exponent)), vh)
     if source.result_dtype is not None:
-        left, s, vh, error = _halved(source, left, s, vh, scale)
-        if tol is not None and found.converged and error > tol:
-            raise ValueError(f"tol={tol:.3g} cannot be kept: the factors rounded to the input's type reach {error:.3g}")
-    return LowRank(
-        u=left,
-        s=s,
-        vh=vh,
-        error=error,
-        spectral_bound=bound,
-        info=LowRankInfo(
-            path=found.path,
-            n_iter=found.n_iter,
-            n_oversamples=found.n_oversamples,
-            matrix_reads=reads,
-            converged=found.converged and (tol is None or error <= tol),
-            notes=tuple(dict.fromkeys(ops.notes)),
-        ),
+        stored = tuple(ops.to_half(part, source.result_dtype) for part in stored)
+        if not math.isfinite(ops.sum2(ops.cast(stored[1])[None, :])):
+            raise ValueError(f"the singular values overflow {source.result_dtype}: the largest is {found.s[0]:.3g}")
+        # what the user gets is what error and certificate are about
+        left, s, vh = (ops.cast(part) for part in stored)
+        s = scaled_by(s, -exponent)
+        error = math.sqrt(op.residual2(left, s, vh) / op.norm2()) if op.norm2() > 0 else 0.0
+    elif op.known_norm2 is None:
+        error = math.nan
+    else:
+        error = achieved_error(op, left, found.s, right, math.inf if inner is None else inner)
+    if tol is not None and found.converged and error > tol:
+        raise ValueError(f"tol={tol:.3g} cannot be kept in the precision of a: the factors reach {error:.3g}")
+    bound = None if rng is None else math.ldexp(residual_certificate(op, left, s, vh, rng), exponent)
+    info = LowRankInfo(
+        path=found.path,
+        n_iter=found.n_iter,
+        n_oversamples=found.n_oversamples,
+        matrix_reads=reads,
+        converged=found.converged,
+        notes=tuple(dict.fromkeys(ops.notes)),
     )
+    return LowRank(u=stored[0], s=stored[1], vh=stored[2], error=error, spectral_bound=bound, info=info)
 
 
 def rounding_error(source: Source) -> float:
     """Bound, in practice, on the relative error that rounding three half-precision factors adds; 0 otherwise."""
     if source.result_dtype is None:
         return 0.0
-    return 3 * (2.0**-9 if "bfloat16" in str(source.result_dtype) else 2.0**-11)
-
-
-def _halved(source: Source, u: Any, s: Any, vh: Any, scale: float) -> tuple[Any, Any, Any, float]:
-    """Factors in the input's half precision, and the error that they then have."""
-    op, ops = source.op, source.op.ops
-    parts = [ops.to_half(part, source.result_dtype) for part in (u, s, vh)]
-    if not math.isfinite(ops.sum2(ops.cast(parts[1])[None, :])):
-        raise ValueError(f"the singular values overflow {source.result_dtype}: the largest is {float(s[0]):.3g}")
-    wide = [ops.cast(part) for part in parts]
-    wide[1] = wide[1] / ops.dtype.type(scale)
-    error = math.sqrt(op.residual2(*wide) / op.norm2()) if op.norm2() > 0 else 0.0
-    return parts[0], parts[1], parts[2], error
+    return 3 * (2.0**-8 if "bfloat16" in str(source.result_dtype) else 2.0**-11)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -67,8 +68,20 @@ def use(rung: str) -> Iterator[None]:
         _rung = before
 
 
-@functools.cache
 def blas_loaded() -> bool:
+    """Whether the compiled module has SciPy's BLAS and LAPACK; loaded once, by the first thread that asks."""
+    if _blas is None:
+        with _loading:  # the table must not be rewritten under a kernel that runs without the interpreter's lock
+            if _blas is None:
+                globals()["_blas"] = _load_blas()
+    return bool(_blas)
+
+
+_blas: bool | None = None
+_loading = threading.Lock()
+
+
+def _load_blas() -> bool:
     """Hand SciPy's BLAS and LAPACK to the compiled module. On failure warn once; those kernels then run in Python."""
     # Imported here because scipy.linalg doubles the import time and only these kernels need it.
     from scipy.linalg import cython_blas, cython_lapack
