@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,12 @@ def smollm2(folder: Path) -> Path | None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target = folder / "smollm2"
-    AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = packed.config.__class__.from_dict({**packed.config.to_dict(), "quantization_config": None})
+    del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config)  # the weights are float already; only their label is not
+    plain.load_state_dict(packed.state_dict())
+    plain.save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
     return target
 
@@ -52,29 +56,25 @@ def run(name: str, source: Path, folder: Path) -> dict[str, Any]:
     out = folder / f"{name}-small"
     tool = [sys.executable, "-m", "tensorfact.compress"]
     command = [*tool, "compress", str(source), str(out), "--param-ratio", str(RATIO), "--no-compare", "--rng", "0"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     _, status, used = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - began
     if status != 0:
         raise SystemExit(f"{name}: {process.stderr.read() if process.stderr else status}")
-    del before
     report = json.loads((out / "report.json").read_text())
-    layers = report["layers"]
-    kept = sum(layer["params_after"] for layer in layers) / sum(layer["params_before"] for layer in layers)
     weights = [sum(f.stat().st_size for f in folder_.glob("*.safetensors")) for folder_ in (source, out)]
     verify = subprocess.run([*tool, "verify", str(out)], capture_output=True, text=True, check=False)
     return {
         "model": name,
         "parameters": weights[0] / 4,
-        "kept": kept,
+        "kept": report["achieved_ratio"],
         "bytes_before": weights[0],
         "bytes_after": weights[1],
         "seconds": seconds,
         "cpu_share": (used.ru_utime + used.ru_stime) / seconds / (os.cpu_count() or 1),
         "seconds_by_phase": report.get("seconds"),
-        "peak_mib": used.ru_maxrss / 1024,
+        "peak_mib": report["peak_memory_bytes"] / 2**20,
         "verify": "ok" if verify.returncode == 0 else verify.stdout.strip(),
     }
 

@@ -50,8 +50,8 @@ def low_rank() -> str:
             "Each number: how many times faster than the peer our fastest setting is whose Frobenius *and* spectral "
             "errors are no larger (within 0.1 % and 2 %, by which one sketch differs from the next); exact peers "
             "against our default. Spectrum i^-0.5; medians, interleaved in one process. torch.svd_lowrank at niter=2 "
-            "and 7, the others as they come, fbpca and librla at two power iterations. The error column is our default. A dash: "
-            "not run at this size, it would take minutes.",
+            "and 7, the others as they come, fbpca and librla at two power iterations. The error column is our "
+            "default. A dash: not run at this size, it would take minutes.",
             "",
             *lines,
             "",

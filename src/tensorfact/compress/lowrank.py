@@ -36,8 +36,7 @@ class LowRankMethod:
     allocation : {"spectrum", "uniform"}
         Share the budget by the singular values of the weights, or give each weight the same share.
     rank_multiple : int
-        Ranks are multiples of it; small matrices use the largest divisor of it that leaves at least 8 steps to the
-        largest rank.
+        Ranks are multiples of it; small matrices use its largest divisor that leaves 8 steps to the largest rank.
     rank_pattern : dict of str to int
         Name, suffix or ``re:`` pattern -> rank; counts against the budget like the others.
     floor : float

@@ -57,14 +57,13 @@ def to_tolerance(
     cap: int | None,
     extra: int | None,
     steps: int | None,
-    method: str,
     rng: np.random.Generator,
 ) -> Triplets:
     """Triplets with error at most ``tol``, or the best of rank ``cap`` with ``converged=False``."""
     op, flip = oriented(source.op)
     found = None
     if not (isinstance(op, Dense | Portable) and min(op.shape) <= SMALL_SIDE):
-        found = _blocked(op, tol, cap, extra, steps, method, rng)
+        found = _blocked(op, tol, cap, extra, steps, rng)
     if found is None:
         found = _exactly(source, op, tol, cap)
     return found.flipped() if flip else found
@@ -125,7 +124,6 @@ def _blocked(
     cap: int | None,
     extra: int | None,
     steps: int | None,
-    method: str,
     rng: np.random.Generator,
 ) -> Triplets | None:
     """Blocked QB with the exact Frobenius update (after RandLAPACK's QB, own form); None where exact is cheaper.

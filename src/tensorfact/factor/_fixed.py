@@ -91,7 +91,7 @@ def _resolved(ops: NumpyOps, s: np.ndarray) -> bool:
 
 
 def _exact_route(source: Source, op: Operand, rank: int) -> Triplets:
-    """Eigenvectors of the Gram matrix in working precision, then in double, then a full SVD: the first that resolves."""
+    """Gram matrix in working precision, then in double, then a full SVD: the first that resolves the rank."""
     ops = op.ops
     if ops.eps > 1e-10:
         found = Triplets(*_exact.gram_exact(op, _exact.gram_spectrum(op, double=False)[1], rank), path="gram-exact")

@@ -160,8 +160,8 @@ class NumpyOps:
     def settle(self, left: Any, s: np.ndarray, eps: float) -> Any:
         """``left``, whose columns are images of Gram eigenvectors over ``s``, orthonormal to working precision.
 
-        The eigenvectors' round-off, ``eps`` of the accumulation times ``(s_1/s_k)^2``, and that of their cast to working
-        precision, times ``s_1/s_k``, show up here. One pass removes it, and moves the product by round-off only.
+        The eigenvectors' round-off, ``eps`` of the accumulation times ``(s_1/s_k)^2``, and that of their cast to
+        working precision, times ``s_1/s_k``, show up here. One pass removes it and moves the product by round-off.
         """
         spread = float(s[0] / s[-1]) if s[-1] > 0 else math.inf
         lost = max(eps / self.eps * spread**2, spread / 5)

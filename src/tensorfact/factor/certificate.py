@@ -54,8 +54,8 @@ def softmax_bound(spectral_error: float, x_norm: float | np.ndarray) -> Any:
 
     For ``P = softmax(W x + b)`` and ``Q = softmax(W' x + b)``: ``max_i |P_i - Q_i| <= ||W - W'||_2 ||x||_2 / 2``,
     because the rows of the Jacobian ``diag(P) - P P^T`` sum in absolute value to ``2 P_i (1 - P_i) <= 1/2``.  Below 1
-    the same number bounds ``||P - Q||_2`` and the total variation; above, it says nothing and is clipped.  It covers the
-    last linear layer only.
+    the same number bounds ``||P - Q||_2`` and the total variation; above, it says nothing and is clipped.  It covers
+    the last linear layer only.
 
     Parameters
     ----------

@@ -45,7 +45,8 @@ def randomized_svd(
     rank : int, optional
         Exact number of triplets, 1 to min(m, n).
     tol : float, optional
-        Relative Frobenius error that the result promises: ``error <= tol``. Give ``rank`` or ``tol``.
+        Relative Frobenius error that the result promises: ``error <= tol``. Give ``rank`` or ``tol``. ``method`` is for
+        a fixed rank: a tolerance takes blocks of plain subspace iteration, or an exact route.
     max_rank : int, optional
         Upper bound on the rank with ``tol``; where it bites, ``info.converged`` is False and ``error`` tells the truth.
     n_oversamples : int or "auto"
@@ -120,7 +121,7 @@ def randomized_svd(
         found = fixed_rank(source, k, extra, steps, method, generator)
     else:
         assert inner is not None
-        found = to_tolerance(source, inner, cap, extra, steps, method, generator)
+        found = to_tolerance(source, inner, cap, extra, steps, generator)
     return _finish(source, found, exponent, tol, inner, generator if certify else None)
 
 

@@ -346,7 +346,8 @@ def cholesky_qr(
     -------
     q : ndarray, shape (m, l)
         Orthonormal to about eps / spread^2 in the precision that accumulates: an estimate, because a triangle can be
-        worse conditioned than its diagonal tells (Kahan's is). A second pass over `q` whose own spread is near 1 proves it.
+        worse conditioned than its diagonal tells (Kahan's is). A second pass over `q` whose own spread is near 1
+        proves it.
     r : ndarray, shape (l, l)
         Upper triangular, positive diagonal, of the dtype of `y`.
     spread : float
