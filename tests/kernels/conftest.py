@@ -21,10 +21,8 @@ def rung(request, monkeypatch):
         pytest.importorskip("numba")
     if build:
         monkeypatch.setattr(_dispatch, "_core", import_module(f"tensorfact._core._core_{build}"))
-        _dispatch.blas_loaded.cache_clear()  # each build has a table of its own
     with _dispatch.use(name):
         yield name
-    _dispatch.blas_loaded.cache_clear()
 
 
 def pytest_collection_modifyitems(items):

@@ -70,14 +70,14 @@ def use(rung: str) -> Iterator[None]:
 
 def blas_loaded() -> bool:
     """Whether the compiled module has SciPy's BLAS and LAPACK; loaded once, by the first thread that asks."""
-    if _blas is None:
+    if _core not in _blas:
         with _loading:  # the table must not be rewritten under a kernel that runs without the interpreter's lock
-            if _blas is None:
-                globals()["_blas"] = _load_blas()
-    return bool(_blas)
+            if _core not in _blas:
+                _blas[_core] = _load_blas()
+    return _blas[_core]
 
 
-_blas: bool | None = None
+_blas: dict[Any, bool] = {}  # by module: each instruction set's build has a table of its own
 _loading = threading.Lock()
 
 
