@@ -84,6 +84,7 @@ def random_states() -> tuple[str, ...]:
     """Print every global random state of this process: Python's, NumPy's, and torch's if it is loaded."""
     states = [repr(random.getstate()), repr([np.asarray(part).tolist() for part in np.random.get_state()])]  # noqa: NPY002
     torch = sys.modules.get("torch")
+    torch = torch if hasattr(torch, "get_rng_state") else None  # a folder of that name is no torch
     if torch is not None:
         states.append(repr(torch.get_rng_state().tolist()))
     return tuple(states)
@@ -96,6 +97,7 @@ def unusual_random_states() -> Iterator[None]:
     Hypothesis seeds them with 0 before every case, and a routine that calls ``seed(0)`` would go unseen.
     """
     torch = sys.modules.get("torch")
+    torch = torch if hasattr(torch, "get_rng_state") else None  # a folder of that name is no torch
     old = (random.getstate(), np.random.get_state(), None if torch is None else torch.get_rng_state())  # noqa: NPY002
     random.seed(775_211)
     np.random.seed(775_211)  # noqa: NPY002
