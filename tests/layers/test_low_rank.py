@@ -9,9 +9,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
 from tensorfact.factor import randomized_svd  # noqa: E402
 from tensorfact.torch import LowRankLinear  # noqa: E402
-from torch import nn  # noqa: E402
 
 IN, OUT, RANK = 24, 40, 6
 
