@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,12 @@ def smollm2(folder: Path) -> Path | None:
     plain.save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
     return target
+
+
+def _apart(function: Callable[[Path], Path | None], folder: Path) -> Path | None:
+    """Call ``function`` in a process of its own: a child's peak memory starts from what its parent held."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (folder,))
 
 
 def run(name: str, source: Path, folder: Path) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def main() -> None:
         folder = Path(temporary)
         models = {path.name: path for path in arguments.model}
         if not models:
-            found = {"all-MiniLM-L6-v2": minilm(), "SmolLM2-135M, dequantised": smollm2(folder)}
+            found = {"all-MiniLM-L6-v2": minilm(), "SmolLM2-135M, dequantised": _apart(smollm2, folder)}
             models = {name: path for name, path in found.items() if path is not None}
         rows = []
         for name, path in models.items():

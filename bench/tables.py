@@ -91,7 +91,7 @@ def checkpoints() -> str:
     """Seconds, memory and size of whole checkpoints."""
     result = timing.load("checkpoints")
     lines = [
-        "| checkpoint | linear weights kept | whole file | seconds | peak memory | both cores busy | verify |",
+        "| checkpoint | linear weights kept | whole file | seconds, start to end | peak memory | CPU used | verify |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in result.get("rows", []):
@@ -101,8 +101,27 @@ def checkpoints() -> str:
             f"{row['peak_mib']:.0f} MiB | {row['cpu_share']:.0%} | {row['verify']} |"
         )
     where = result.get("environment", {})
-    lines += ["", f"`python -m bench.checkpoints`, {where.get('cores')} cores, commit {where.get('commit')}."]
+    lines += [
+        "",
+        "Fresh processes of the command line; planning imports torch and transformers on one core, the factorisation "
+        f"keeps all busy. `python -m bench.checkpoints`, {where.get('cores')} cores, commit {where.get('commit')}.",
+    ]
+    lines += _footprint()
     return "\n".join(lines)
+
+
+def _footprint() -> list[str]:
+    result = timing.load("footprint")
+    if not result:
+        return []
+    stream, imports = result["streaming_2_gib_rank_64"], result["import"]
+    text = (
+        f"A 2 GiB matrix on disk at rank 64 takes {stream['peak_mib']:.0f} MiB of memory; `import tensorfact` takes "
+        f"{imports['ratio']:.2f} times as long as `import numpy, scipy.linalg`"
+    )
+    if "install" in result:
+        text += f"; `pip install .` {result['install']['cached_downloads_seconds']:.0f} s"
+    return ["", text + " (`python -m bench.footprint --install`)."]
 
 
 TABLES: dict[str, Callable[[], str]] = {"low_rank": low_rank, "demo": demo, "checkpoints": checkpoints}
