@@ -57,7 +57,7 @@ def low_rank() -> str:
             "",
             f"{where['cpu']}, {where['cores']} cores, GEMM {where['gemm_gflops_float32']:.0f} GFLOP/s; "
             + ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-            + f". `python -m bench.low_rank`, commit {where['commit']}.",
+            + f". `python -m bench.low_rank`, last run at commit {where['commit']}.",
         ]
     )
 

@@ -26,7 +26,8 @@ def normalised(source: Source, *, need_norm: bool) -> tuple[Source, int]:
         size = _probe(op)
         if not low < size * size < high and size > 0:
             source, exponent = _scaled(source, size)
-            source.op.norm2() if need_norm or op.known_norm2 is not None else None
+            if need_norm or op.known_norm2 is not None:
+                source.op.norm2()
             return source, exponent
     if not (need_norm or op.in_memory or isinstance(op, Streamed) or op.known_norm2 is not None):
         return source, 0
