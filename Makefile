@@ -51,8 +51,8 @@ venv: $(VENV)/.installed
 demo-venv: $(DEMO_VENV)/.installed
 
 lint: venv
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check .
+	$(PY) -m ruff check --no-cache .
+	$(PY) -m ruff format --no-cache --check .
 
 types: venv
 	$(PY) -m mypy

@@ -41,11 +41,10 @@ def peer_settings(a: np.ndarray, rank: int) -> dict[str, Routine]:
     """Peers at their defaults and at settings that reach smaller errors; those that would take minutes are left out."""
     import fbpca
     import librla
+    import torch
     from scipy.linalg import svd
     from scipy.sparse.linalg import svds
     from sklearn.utils.extmath import randomized_svd as sklearn_svd
-
-    import torch
 
     tensor, limit = torch.from_numpy(a), min(a.shape)
     width = min(limit, rank + 10)

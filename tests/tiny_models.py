@@ -71,10 +71,9 @@ def tiny(
     tensor has 64 x 192 entries. `architecture` names another class of the family (``"BertForMaskedLM"``), `dtype` the
     stored dtype, `tokenizer=True` adds a word-level fast tokenizer ("w1 w2 ..."; Qwen2's own class ignores it).
     """
+    import torch
     import transformers
     from transformers.pytorch_utils import Conv1D
-
-    import torch
 
     default, options = _MODELS[family]
     cls = getattr(transformers, architecture or default)

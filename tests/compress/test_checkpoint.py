@@ -7,10 +7,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file as save_torch
 
-import torch
 from tensorfact.compress._store import other_files
 from tensorfact.compress._types import decode, encode
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_raw, read_weight

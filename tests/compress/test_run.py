@@ -9,10 +9,10 @@ from datetime import datetime
 
 import numpy as np
 import pytest
+import torch
 import transformers
 
 import tensorfact.compress as tc
-import torch
 from tensorfact.compress import fidelity, run
 from tensorfact.compress._job import free_memory
 from tensorfact.compress._store import digest_of

@@ -161,10 +161,10 @@ def _blank_model(base: Any, base_model_type: str) -> Any:
 
 def _swap(model: Any) -> None:
     """Replace the layers that the recipe in `model.config` names; device and dtype stay, the values are undefined."""
+    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     from tensorfact.torch import LowRankLinear
-    from torch import nn
 
     ranks: dict[str, int] = recipe_of(vars(model.config))["ranks"]
     swappable = (nn.Linear, Conv1D, LowRankLinear)

@@ -182,9 +182,8 @@ def prepare(source: Any, compressed: Any, inputs: Mapping[str, Any] | None, seed
 
 
 def _load_dense(path: Path) -> Any:
-    import transformers
-
     import torch
+    import transformers
 
     with quiet_loading():
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)

@@ -52,9 +52,8 @@ def is_embedding(name: str) -> bool:
 
 
 def _from_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Modules:
-    from transformers.pytorch_utils import Conv1D
-
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     model = _meta_model(checkpoint, trust_remote_code=trust_remote_code)
     model.tie_weights()
@@ -96,9 +95,8 @@ def _from_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Modules:
 
 
 def _meta_model(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
-    import transformers
-
     import torch
+    import transformers
 
     auto_map = checkpoint.config.get("auto_map") or {}
     if trust_remote_code and "--" in str(auto_map):  # OWNER/NAME--module.Class: AutoModel would fetch it

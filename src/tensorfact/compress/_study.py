@@ -101,6 +101,7 @@ def run_study(
     Spearman correlation of the dense model (None without `spearman`). `step` is called before each row with its name.
     """
     import torch
+
     from tensorfact.torch import LowRankLinear
 
     modules: dict[str, torch.nn.Linear] = {}

@@ -247,9 +247,8 @@ def _sums(
     causal: bool,
 ) -> Iterator[tuple[str, float]]:
     """Sums over one batch from which the means over all batches follow. Padding is left out."""
-    from torch.nn.functional import cosine_similarity, log_softmax, nll_loss
-
     import torch
+    from torch.nn.functional import cosine_similarity, log_softmax, nll_loss
 
     positional = mask is not None and a.shape[:2] == mask.shape
     flat_a, flat_b = (a[mask], b[mask]) if positional else (a.flatten(0, -2), b.flatten(0, -2))

@@ -6,8 +6,9 @@ import math
 from typing import Any, Literal, Self
 
 import torch
-from tensorfact.factor import LowRank, randomized_svd
 from torch import Tensor, nn
+
+from tensorfact.factor import LowRank, randomized_svd
 
 
 class LowRankLinear(nn.Module):
