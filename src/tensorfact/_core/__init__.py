@@ -1,6 +1,6 @@
 """Compiled kernels: the build for the highest instruction set that this CPU has.
 
-``TENSORFACT_ISA=v2`` or ``v3`` forces one build. Call `tensorfact.kernels`, which checks arguments, not this module.
+``TENSORFACT_ISA=v2``, ``v3`` or ``v4`` forces one build. Call `tensorfact.kernels`, which checks arguments, not this module.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from importlib import import_module
 
 from tensorfact import _cpu
 
+_NEEDS = {"v2": "SSE4.2", "v3": "AVX2, FMA", "v4": "AVX-512 F, BW, CD, DQ, VL"}
+
 
 def _module_name() -> str:
     level = _cpu.level()
     if level == 0:
         return "_core_base"
     wanted = os.environ.get("TENSORFACT_ISA", "")
-    if wanted not in ("", "v2", "v3"):
-        raise ImportError(f"TENSORFACT_ISA must be v2 or v3, got {wanted!r}")
-    best = min(level, 3)
-    if best < 2:
-        raise ImportError("the compiled kernels of tensorfact need an x86-64-v2 CPU (SSE4.2)")
-    if wanted == "v3" and best < 3:
-        raise ImportError("TENSORFACT_ISA=v3 needs an x86-64-v3 CPU (AVX2, FMA), this one is v2")
-    return f"_core_{wanted or f'v{best}'}"
+    if wanted not in ("", *_NEEDS):
+        raise ImportError(f"TENSORFACT_ISA must be one of {', '.join(_NEEDS)}, got {wanted!r}")
+    if level < 2:
+        raise ImportError(f"the compiled kernels of tensorfact need an x86-64-v2 CPU ({_NEEDS['v2']})")
+    if wanted and level < int(wanted[1:]):
+        raise ImportError(
+            f"TENSORFACT_ISA={wanted} needs an x86-64-{wanted} CPU ({_NEEDS[wanted]}), this one is v{level}"
+        )
+    return f"_core_{wanted or f'v{min(level, 4)}'}"
 
 
 _module = import_module(f"{__name__}.{_module_name()}")
