@@ -1,6 +1,6 @@
 """Compiled kernels: the build for the highest instruction set that this CPU has.
 
-``TENSORFACT_ISA=v2``, ``v3`` or ``v4`` forces one build. Call `tensorfact.kernels`, which checks arguments, not this module.
+``TENSORFACT_ISA=v2`` (or v3, v4) forces one build. Call `tensorfact.kernels`, which checks arguments, not this module.
 """
 
 from __future__ import annotations
