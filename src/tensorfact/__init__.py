@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from tensorfact.factor import LowRank, LowRankInfo, randomized_svd, singular_values, softmax_bound
+from tensorfact.factor import LowRank, LowRankInfo, randomized_svd, singular_values, softmax_bound, tt_svd
 from tensorfact.kernels import get_num_threads, set_num_threads
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "set_num_threads",
     "singular_values",
     "softmax_bound",
+    "tt_svd",
 ]
 
 __version__ = version("tensorfact")
