@@ -190,7 +190,7 @@ class _Step:
             if real2 > _MISSED * expected2 + noise2:
                 break
             if self.plan.exact or felt or real2 <= (self.group + 1) * share2:
-                return self._done("sketch", projected, [real2 - sum(lost2[1:]), *lost2[1:]])
+                return self._done("sketch", projected, _shared([beyond2, *lost2[1:]], real2))
             extra *= 2
         self.log.note("sketch-missed")
         return None
@@ -211,7 +211,7 @@ class _Step:
         projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
         self.log.read(self.tensor)
         if residual:
-            lost2 = [residual2 - sum(lost2[1:]), *lost2[1:]]
+            lost2 = _shared(lost2, residual2)
         return self._done("tsqr", projected, lost2)
 
     def _learn(self, norm2: float) -> None:
@@ -239,6 +239,12 @@ class _Step:
             self.log.lost2[self.lead - 1 + k] = self.log.lost2.get(self.lead - 1 + k, 0.0) + square
         self.log.steps.append(name)
         return projected
+
+
+def _shared(parts2: list[float], whole2: float) -> list[float]:
+    """Estimates of what each bond loses, made to add up to what all of them lose."""
+    total2 = sum(parts2)
+    return [part * whole2 / total2 for part in parts2] if total2 > 0 else [whole2, *parts2[1:]]
 
 
 def _cancels(eps: float) -> float:

@@ -83,7 +83,8 @@ def tt_svd(
     For N numbers, m folded columns and bond r: "tsqr" 2 N m + 2 N r flops, "sketch" about 4 N + 2 N r, each two reads
     of `a` and of the projected tensors, which are smaller by r / m. Memory beside `a`: the first projected tensor,
     N (r + 10) / m numbers, and as much again for the later ones. The error is the root of the sum of what each bond
-    discards, an identity. A tolerance below ten units of rounding is raised to that and noted.
+    discards, an identity. A tolerance below ten units of rounding (in half
+    precision, below what rounding the cores costs) is raised to that and noted.
 
     References
     ----------
@@ -112,10 +113,11 @@ def tt_svd(
     inner = tol
     if tol is not None:
         tol = check_fraction("tol", tol, 0.0, 1.0)
-        if tol < 10 * tensor.eps:
+        lost = tensor.rounding
+        if tol < 2.5 * lost:
             notes.append("tol-floor")
         # the last roundings are not counted by the sums of squares
-        inner = math.sqrt(max(tol, 10 * tensor.eps) ** 2 - (4 * tensor.eps) ** 2)
+        inner = math.sqrt(max(tol, 2.5 * lost) ** 2 - lost**2)
     generator = np.random.default_rng(rng)
     exponent = 0
     try:
@@ -174,7 +176,7 @@ def _decompose(
 def _finish(tensor: Tensor, found: _Found, exponent: int, tol: float | None, notes: list[str]) -> TensorTrain:
     """Cores in the user's precision and library, and the account of the error."""
     cores = [*found.cores[:-1], np.ldexp(found.cores[-1], exponent) if exponent else found.cores[-1]]
-    error = math.sqrt(sum(found.lost2) / found.norm2)
+    error = math.hypot(math.sqrt(sum(found.lost2) / found.norm2), tensor.rounded_error(found.cores, found.norm2))
     scale = math.ldexp(1.0, exponent) if -1000 < exponent < 1000 else math.inf
     info = TrainInfo(
         path="+".join(dict.fromkeys(found.log.steps)) or "svd",
