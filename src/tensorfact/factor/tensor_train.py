@@ -175,7 +175,8 @@ def _decompose(
 
 def _finish(tensor: Tensor, found: _Found, exponent: int, tol: float | None, notes: list[str]) -> TensorTrain:
     """Cores in the user's precision and library, and the account of the error."""
-    cores = [*found.cores[:-1], np.ldexp(found.cores[-1], exponent) if exponent else found.cores[-1]]
+    half = exponent // 2  # in two steps: the power of two may itself be out of range
+    cores = [*found.cores[:-1], found.cores[-1] * 2.0**half * 2.0 ** (exponent - half)]
     error = math.hypot(math.sqrt(sum(found.lost2) / found.norm2), tensor.rounded_error(found.cores, found.norm2))
     scale = math.ldexp(1.0, exponent) if -1000 < exponent < 1000 else math.inf
     info = TrainInfo(
