@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import linalg
 
 from tensorfact import kernels
 from tensorfact.factor._ops import NumpyOps, ops_for
@@ -24,6 +25,7 @@ __all__ = [
     "qr",
     "scaled",
     "svd",
+    "triangle",
     "wide",
     "working",
     "zeros",
@@ -56,19 +58,29 @@ def dot(x: Any, y: Any) -> Any:
 def qr(x: Any) -> tuple[Any, Any]:
     """Householder QR, economic; safe for every scale and rank."""
     if isinstance(x, np.ndarray):
-        from scipy.linalg import qr as scipy_qr
-
-        q, r = scipy_qr(x, mode="economic", check_finite=False)
+        q, r = linalg.qr(x, mode="economic", check_finite=False)
         return q, r
     q, r = namespace(x).linalg.qr(x, mode="reduced")
     return q, r
 
 
+def triangle(x: Any) -> Any:
+    """The triangular factor of :func:`qr` alone; the orthonormal one is not formed where the library can do without."""
+    if isinstance(x, np.ndarray):
+        return linalg.qr(x, mode="raw", check_finite=False)[1]
+    return namespace(x).linalg.qr(x, mode="reduced")[1]
+
+
 def svd(x: Any) -> tuple[Any, np.ndarray, Any]:
-    """Thin SVD; the singular values as float64 on the host."""
-    ops = ops_of(x)
-    u, s, vh = ops.svd(x)
-    return u, ops.to_numpy(s).astype(np.float64), vh
+    """Thin SVD; the singular values as float64 on the host. ``gesvd`` where ``gesdd`` does not converge."""
+    if isinstance(x, np.ndarray):
+        try:
+            u, s, vh = linalg.svd(x, full_matrices=False, check_finite=False)
+        except np.linalg.LinAlgError:
+            u, s, vh = linalg.svd(x, full_matrices=False, check_finite=False, lapack_driver="gesvd")
+        return u, s.astype(np.float64), vh
+    u, s, vh = namespace(x).linalg.svd(x, full_matrices=False)
+    return u, ops_of(x).to_numpy(s).astype(np.float64), vh
 
 
 def permute(x: Any, axes: Sequence[int]) -> Any:
