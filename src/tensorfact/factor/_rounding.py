@@ -59,7 +59,7 @@ def tt_round(
     tol : float, optional
         Relative Frobenius error of this rounding that the result promises. Give ``rank`` or ``tol``.
     max_rank : int or sequence of int, optional
-        Upper bound on the bonds with ``tol``; where it bites, ``info.converged`` is False and ``error`` tells the truth.
+        Upper bound on the bonds with ``tol``; where it bites, ``info.converged`` is False and ``error`` is true.
     method : {"svd", "random"}
         ``"svd"``: orthogonalise one way, cut by singular values the other way, within ``sqrt(d - 1)`` of the best.
         ``"random"``: triangular factors of the tails without their orthonormal ones, and Gaussian sketches in place
@@ -140,12 +140,14 @@ def kept_rank(s: np.ndarray, limit2: float | None, cap: float, rest2: float = 0.
     return keep, math.sqrt(float(tails[keep - 1]))
 
 
-def _by_svd(cores: tuple[Any, ...], side: str, wanted: Request) -> tuple[tuple[Any, ...], int, tuple[float, ...], float]:
+def _by_svd(
+    cores: tuple[Any, ...], side: str, wanted: Request
+) -> tuple[tuple[Any, ...], int, tuple[float, ...], float]:
     if side == "left" and len(cores) > 1:  # cut from the right, where no sweep is needed first, and turn the result
         turned = Request(None if wanted.caps is None else wanted.caps[::-1], wanted.tol, wanted.order)
-        done, first, errors, norm = _by_svd(forms.reversed_train(cores), "right", turned)
+        done, first, found, norm = _by_svd(forms.reversed_train(cores), "right", turned)
         done, second = forms.left_orthogonal(forms.reversed_train(done)) if norm > 0 else (done, 0)
-        return done, first + second, tuple(math.ldexp(e, -second) for e in errors[::-1]), math.ldexp(norm, -second)
+        return done, first + second, tuple(math.ldexp(e, -second) for e in found[::-1]), math.ldexp(norm, -second)
     if side == "right":
         size = exponent_of(peak(_finite(cores)[0]))
         cores, exponent = (scaled(cores[0], -size), *cores[1:]), size

@@ -17,7 +17,7 @@ from tensorfact.factor import _train_file as files
 from tensorfact.factor import _train_index as index
 from tensorfact.factor._train_ops import cast_like, namespace
 
-__all__ = ["DENSE_BYTES", "TensorTrain", "TrainInfo", "chain"]
+__all__ = ["DENSE_BYTES", "TensorTrain", "TrainInfo", "chain", "frozen"]
 
 DENSE_BYTES = 8 << 30  # a larger dense tensor is made only on request
 Side = Literal["left", "right", "none"]
@@ -97,7 +97,7 @@ class TensorTrain:
             raise ValueError(f"the outer bonds must be 1, got {int(cores[0].shape[0])} and {int(cores[-1].shape[2])}")
         if self.canonical not in ("left", "right", "none"):
             raise ValueError(f"canonical must be 'left', 'right' or 'none', got {self.canonical!r}")
-        object.__setattr__(self, "cores", tuple(_frozen(core) for core in cores))
+        object.__setattr__(self, "cores", tuple(frozen(core) for core in cores))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -172,8 +172,10 @@ class TensorTrain:
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> TensorTrain:
-        number = other if isinstance(other, TensorTrain) else _number(other)
-        return NotImplemented if number is None else self + (-number)
+        if isinstance(other, TensorTrain):
+            return self.__add__(other._scaled(-1.0))
+        number = _number(other)
+        return NotImplemented if number is None else self.__add__(-number)
 
     def __rsub__(self, other: Any) -> TensorTrain:
         return (-self) + other
@@ -299,8 +301,8 @@ class TensorTrain:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> TensorTrain:
         """Rebuild a train from :meth:`to_arrays`; a missing part raises ``ValueError``."""
-        cores, error, side, info = files.unpacked(arrays)
-        return cls(cores=cores, error=error, canonical=side, info=TrainInfo(**info))
+        made: TensorTrain = files.built(cls, TrainInfo, *files.unpacked(arrays))
+        return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, in one step: a reader sees the old file or the new one. Needs safetensors."""
@@ -309,11 +311,8 @@ class TensorTrain:
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, framework: Literal["numpy", "torch"] = "numpy") -> TensorTrain:
         """Read a file of :meth:`save`; ``ValueError`` where it is broken or holds something else."""
-        cores, error, side, info = files.load(path, cls.__name__, framework)
-        try:
-            return cls(cores=cores, error=error, canonical=side, info=TrainInfo(**info))
-        except (TypeError, ValueError) as wrong:
-            raise ValueError(f"path must hold a {cls.__name__}, got {os.fspath(path)!r}: {wrong}") from wrong
+        made: TensorTrain = files.load(path, cls, TrainInfo, framework)
+        return made
 
     def __repr__(self) -> str:
         ratio = self.dense_size / max(1, self.size)
@@ -349,7 +348,7 @@ def _number(value: Any) -> complex | float | None:
     return None
 
 
-def _frozen(core: Any) -> Any:
+def frozen(core: Any) -> Any:
     """A read-only view of a NumPy core: the caller's own array stays as writeable as it was."""
     if not isinstance(core, np.ndarray):
         return core

@@ -11,7 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from tensorfact.factor._train_ops import concat, dot, exponent_of, namespace, peak, permute, scaled, wide, working, zeros
+from tensorfact.factor._train_ops import (
+    concat,
+    dot,
+    exponent_of,
+    is_complex,
+    namespace,
+    peak,
+    permute,
+    scaled,
+    wide,
+    working,
+    zeros,
+)
 
 __all__ = ["absorb", "add", "constant", "dense", "gather", "hadamard", "inner", "promoted", "scale"]
 
@@ -84,21 +96,21 @@ def inner(a: Sequence[Any], b: Sequence[Any]) -> complex:
     """
     a, b = promoted(a, b)
     xp, exponent = namespace(a[0]), 0
-    gram = None
+    gram: Any = None
     for x, y in zip(a, b, strict=True):
         shifts = [exponent_of(peak(core)) for core in (x, y)]
         x, y = (wide(scaled(working(core), -e)) for core, e in zip((x, y), shifts, strict=True))
         exponent += sum(shifts)
         (r, n, s), (p, _, q) = (tuple(map(int, core.shape)) for core in (x, y))
-        right = xp.reshape(y, (p, n * q)) if gram is None else dot(gram, xp.reshape(y, (p, n * q)))
+        flat = xp.reshape(y, (p, n * q))
+        right = flat if gram is None else dot(gram, flat)
         left = permute(xp.reshape(xp.conj(x), (r * n, s)), (1, 0))
         gram = dot(left, xp.reshape(right, (r * n, q)))
         shift = exponent_of(peak(gram))
         gram, exponent = scaled(gram, -shift), exponent + shift
-    value = complex(gram[0, 0])  # type: ignore[index]
+    value = complex(gram[0, 0])
     parts = [_ldexp(part, exponent) for part in (value.real, value.imag)]
-    complex_ = xp.isdtype(gram.dtype, "complex floating") if xp is not np else np.iscomplexobj(gram)  # type: ignore[union-attr]
-    return complex(*parts) if complex_ else parts[0]
+    return complex(*parts) if is_complex(gram) else parts[0]
 
 
 def _ldexp(value: float, exponent: int) -> float:

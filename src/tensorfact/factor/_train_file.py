@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["load", "packed", "save", "unpacked"]
+from tensorfact.factor._train_ops import is_complex, ops_of
+
+__all__ = ["built", "load", "packed", "save", "unpacked"]
 
 _VERSION = "1"
 
@@ -35,32 +37,18 @@ def unpacked(arrays: Mapping[str, Any]) -> tuple[tuple[Any, ...], float, Any, di
         raise ValueError(f"arrays must hold cores.0, cores.1, ... and error, missing {missing}")
     stored = json.loads(np.asarray(arrays["info"]).tobytes()) if "info" in arrays else {}
     cores = tuple(arrays[f"cores.{k}"] for k in range(count))
-    return cores, float(arrays["error"]), stored.pop("canonical", "none"), _info(stored)
+    return cores, float(arrays["error"]), stored.pop("canonical", "none"), _tuples(stored)
 
 
-def _info(stored: dict[str, Any]) -> dict[str, Any]:
+def _tuples(stored: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
 def save(train: Any, path: str | os.PathLike[str], kind: str, canonical: str) -> None:
     """Write the cores of ``train`` beside ``path`` and rename them into place."""
-    cores = train.cores
-    if type(cores[0]).__module__.startswith("torch"):
-        from safetensors.torch import save as serialise
-
-        arrays = {f"cores.{k}": core.detach().cpu().contiguous().clone() for k, core in enumerate(cores)}
-        arrays = {name: _as_real_tensor(x) for name, x in arrays.items()}
-    else:
-        from safetensors.numpy import save as serialise
-
-        from tensorfact.factor._train_ops import ops_of
-
-        host = (ops_of(core).to_numpy(core) for core in cores)
-        arrays = {f"cores.{k}": _as_real(np.ascontiguousarray(core)) for k, core in enumerate(host)}
     known = {"canonical": canonical, "error": None if math.isnan(train.error) else train.error, **asdict(train.info)}
-    complex_ = "complex" in str(cores[0].dtype)
-    about = {"tensorfact": kind, "version": _VERSION, "complex": str(complex_).lower(), "train": json.dumps(known)}
-    content = serialise(arrays, metadata=about)
+    about = {"tensorfact": kind, "version": _VERSION, "train": json.dumps(known)}
+    content = _serialised(train.cores, about)
     place = Path(os.path.realpath(path))
     temporary = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
     try:
@@ -73,6 +61,19 @@ def save(train: Any, path: str | os.PathLike[str], kind: str, canonical: str) ->
         temporary.unlink(missing_ok=True)
 
 
+def _serialised(cores: tuple[Any, ...], about: dict[str, str]) -> bytes:
+    about = {**about, "complex": str(is_complex(cores[0])).lower()}
+    if type(cores[0]).__module__.startswith("torch"):
+        from safetensors import torch as format_of
+
+        tensors = (_as_real_tensor(core.detach().cpu()).contiguous().clone() for core in cores)
+        return bytes(format_of.save({f"cores.{k}": core for k, core in enumerate(tensors)}, about))
+    from safetensors import numpy as format_for
+
+    host = (np.ascontiguousarray(ops_of(core).to_numpy(core)) for core in cores)
+    return bytes(format_for.save({f"cores.{k}": _as_real(core) for k, core in enumerate(host)}, about))
+
+
 def _as_real(core: np.ndarray) -> np.ndarray:
     """A complex core with its parts in a last axis: the format has no complex128."""
     return core.view(core.real.dtype).reshape(*core.shape, 2) if core.dtype.kind == "c" else core
@@ -83,18 +84,16 @@ def _as_real_tensor(core: Any) -> Any:
         return core
     import torch
 
-    return torch.view_as_real(core).contiguous()
+    return torch.view_as_real(core)
 
 
-def load(
-    path: str | os.PathLike[str], kind: str, framework: str
-) -> tuple[tuple[Any, ...], float, Any, dict[str, Any]]:
-    """Cores, error, canonical side and info of a file; ``ValueError`` where it is broken or of another kind."""
+def load(path: str | os.PathLike[str], cls: Any, info_type: Any, framework: str) -> Any:
+    """The train of a file; ``ValueError`` where it is broken or of another kind."""
     if framework not in ("numpy", "torch"):
         raise ValueError(f"framework must be 'numpy' or 'torch', got {framework!r}")
     from safetensors import SafetensorError, safe_open
 
-    name = os.fspath(path)
+    kind, name = cls.__name__, os.fspath(path)
     try:
         with safe_open(name, framework="np" if framework == "numpy" else "pt") as file:
             about = file.metadata() or {}
@@ -103,15 +102,18 @@ def load(
             if about.get("version") != _VERSION:
                 raise ValueError(f"its format version is {about.get('version')}, this library reads {_VERSION}")
             stored = json.loads(about["train"])
-            count = len(file.keys())
-            cores = tuple(file.get_tensor(f"cores.{k}") for k in range(count))
+            cores = tuple(file.get_tensor(f"cores.{k}") for k in range(len(file.keys())))
         if about["complex"] == "true":
             cores = tuple(_as_complex(core) for core in cores)
-        error = stored.pop("error")
-        side = stored.pop("canonical")
-        return cores, math.nan if error is None else float(error), side, _info(stored)
+        error, side = stored.pop("error"), stored.pop("canonical")
+        return built(cls, info_type, cores, math.nan if error is None else float(error), side, _tuples(stored))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as wrong:
         raise ValueError(f"path must hold a {kind}, got {name!r}: {wrong}") from wrong
+
+
+def built(cls: Any, info_type: Any, cores: tuple[Any, ...], error: float, side: Any, info: dict[str, Any]) -> Any:
+    """An object of class ``cls`` from what :func:`unpacked` returns."""
+    return cls(cores=cores, error=error, canonical=side, info=info_type(**info))
 
 
 def _as_complex(core: Any) -> Any:

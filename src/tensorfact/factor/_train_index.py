@@ -44,7 +44,8 @@ def _picked(core: Any, item: Any, mode: int) -> Any:
             stop = chosen.stop if chosen.stop >= 0 else None
             return core[:, chosen.start : stop : chosen.step, :]
         return _taken(core, np.asarray(chosen))  # torch has no negative steps
-    if isinstance(item, (bool, np.bool_)) or not hasattr(item, "__index__") or getattr(item, "ndim", 0):
+    several = bool(getattr(item, "shape", None))
+    if isinstance(item, (bool, np.bool_)) or several or not hasattr(item, "__index__"):
         raise IndexError(
             f"trains take integers, slices, None and '...' as indices, got {type(item).__name__}; "
             "gather() evaluates at arrays of indices"

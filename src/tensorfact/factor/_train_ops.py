@@ -18,6 +18,7 @@ __all__ = [
     "dot",
     "exponent_of",
     "identity",
+    "is_complex",
     "namespace",
     "ops_of",
     "peak",
@@ -126,13 +127,17 @@ def wide(x: Any) -> Any:
     return xp.astype(x, xp.complex128 if xp.isdtype(x.dtype, "complex floating") else xp.float64, copy=False)
 
 
+def is_complex(x: Any) -> bool:
+    xp = namespace(x)
+    return bool(np.iscomplexobj(x) if xp is np else xp.isdtype(x.dtype, "complex floating"))
+
+
 def peak(x: Any) -> float:
     """Largest magnitude of an entry's real or imaginary part; not finite exactly when an entry is not."""
     xp = namespace(x)
     if hasattr(x, "detach"):
         x = x.detach()
-    complex_ = np.iscomplexobj(x) if xp is np else xp.isdtype(x.dtype, "complex floating")
-    parts = (xp.real(x), xp.imag(x)) if complex_ else (x,)
+    parts = (xp.real(x), xp.imag(x)) if is_complex(x) else (x,)
     found = [float(xp.max(xp.abs(part))) for part in parts]
     return math.nan if any(map(math.isnan, found)) else max(found)
 
