@@ -173,9 +173,11 @@ class TensorTrain:
 
     def __sub__(self, other: Any) -> TensorTrain:
         if isinstance(other, TensorTrain):
-            return self.__add__(other._scaled(-1.0))
+            return self + other._scaled(-1.0)
         number = _number(other)
-        return NotImplemented if number is None else self.__add__(-number)
+        if number is None:
+            return NotImplemented
+        return self._made(algebra.add(self.cores, algebra.constant(self.cores, -number)))
 
     def __rsub__(self, other: Any) -> TensorTrain:
         return (-self) + other

@@ -15,6 +15,7 @@ from tensorfact.factor._ops import NumpyOps, ops_for
 __all__ = [
     "cast_like",
     "concat",
+    "copied",
     "dot",
     "exponent_of",
     "identity",
@@ -91,6 +92,11 @@ def permute(x: Any, axes: Sequence[int]) -> Any:
 def concat(parts: Sequence[Any], axis: int) -> Any:
     first = parts[0]
     return np.concatenate(parts, axis) if isinstance(first, np.ndarray) else namespace(first).concat(parts, axis=axis)
+
+
+def copied(x: Any) -> Any:
+    """The same numbers in memory of their own."""
+    return x.copy() if isinstance(x, np.ndarray) else namespace(x).asarray(x, copy=True)
 
 
 def zeros(like: Any, shape: tuple[int, ...]) -> Any:

@@ -15,7 +15,7 @@ from tensorfact.factor._input import Source, as_source
 from tensorfact.factor._scale import normalised
 from tensorfact.factor._train import TensorTrain, TrainInfo
 from tensorfact.factor._train_canonical import norm_of, restored
-from tensorfact.factor._train_ops import dot, identity, namespace, ops_of, permute, scaled, working, zeros
+from tensorfact.factor._train_ops import copied, dot, identity, namespace, ops_of, permute, scaled, working, zeros
 from tensorfact.factor._tt_matrix import TTMatrix, factors
 from tensorfact.factor.low_rank import randomized_svd
 
@@ -142,6 +142,8 @@ def _sweep(
         paths.append(found.info.path)
         notes.extend(found.info.notes)
         bond_left = found.rank
+    if not cores:
+        rest = copied(rest)  # a single site is the matrix itself, in memory of its own
     cores.append(restored(xp.reshape(rest, (bond_left, sizes[-1], 1)), exponent, "w"))
     info = TrainInfo(
         path="+".join(dict.fromkeys(paths)) or "copy",
