@@ -24,6 +24,7 @@ from tensorfact.factor import (
     softmax_bound,
     tt_matrix_svd,
     tt_round,
+    tt_svd,
     useful_ranks,
 )
 from tensorfact.kernels import get_num_threads, set_num_threads
@@ -42,6 +43,7 @@ __all__ = [
     "softmax_bound",
     "tt_matrix_svd",
     "tt_round",
+    "tt_svd",
     "useful_ranks",
 ]
 

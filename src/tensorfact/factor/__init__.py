@@ -9,6 +9,7 @@ from tensorfact.factor._train import TensorTrain, TrainInfo
 from tensorfact.factor._tt_matrix import TTMatrix
 from tensorfact.factor.certificate import softmax_bound
 from tensorfact.factor.low_rank import randomized_svd, singular_values
+from tensorfact.factor.tensor_train import tt_svd
 from tensorfact.factor.tt_matrix import tt_matrix_svd
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "softmax_bound",
     "tt_matrix_svd",
     "tt_round",
+    "tt_svd",
     "useful_ranks",
 ]

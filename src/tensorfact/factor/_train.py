@@ -180,7 +180,8 @@ class TensorTrain:
         return self._made(algebra.add(self.cores, algebra.constant(self.cores, -number)))
 
     def __rsub__(self, other: Any) -> TensorTrain:
-        return (-self) + other
+        difference: TensorTrain = (-self) + other
+        return difference
 
     def __mul__(self, other: Any) -> TensorTrain:
         if isinstance(other, TensorTrain):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tensorfact.kernels._dispatch import active, get_num_threads, set_num_threads
 from tensorfact.kernels.dense import cholesky_qr, eigh, gram, matmul, normal_apply, sum_squares
+from tensorfact.kernels.tall import row_sketch, tall_product, tall_triangle
 
 __all__ = [
     "active",
@@ -13,6 +14,9 @@ __all__ = [
     "gram",
     "matmul",
     "normal_apply",
+    "row_sketch",
     "set_num_threads",
     "sum_squares",
+    "tall_product",
+    "tall_triangle",
 ]
