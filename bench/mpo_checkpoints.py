@@ -3,7 +3,7 @@
     python -m bench.mpo_checkpoints --stsb FILE     # quality, then latency
 
 The model is all-MiniLM-L6-v2 from its package. Each row is a run of `tensorfact.compress` at the same share of the
-parameters of the linear weights, loaded again through transformers; FILE is a file of the STS benchmark (.tsv, .tsv.xz).
+parameters of the linear weights, loaded again through transformers; FILE is one of the STS benchmark (.tsv, .tsv.xz).
 """
 
 from __future__ import annotations
@@ -45,7 +45,14 @@ def run(ratios: Sequence[float], pairs: ScoredPairs, folder: Path) -> dict[str, 
             for allocation in ALLOCATIONS:
                 out = folder / f"{method}-{options.get('order', 0)}-{allocation}-{ratio}"
                 report = compress(
-                    source, out, method=method, options=options, allocation=allocation, param_ratio=ratio, rng=0
+                    source,
+                    out,
+                    method=method,
+                    options=options,
+                    allocation=allocation,
+                    param_ratio=ratio,
+                    rank_multiple=1,  # else rounding down costs three cores a sixth of a uniform share
+                    rng=0,
                 )
                 after = embed(AutoModel.from_pretrained(out).eval())
                 known = {layer.name: layer.error or 0.0 for layer in report.layers}
@@ -75,7 +82,9 @@ def latency(ratios: Sequence[float], folder: Path) -> list[dict[str, Any]]:
     for ratio in ratios:
         for label, (method, options) in METHODS.items():
             out = folder / f"time-{method}-{options.get('order', 0)}-{ratio}"
-            report = compress(source, out, method=method, options=options, allocation="uniform", param_ratio=ratio)
+            report = compress(
+                source, out, method=method, options=options, allocation="uniform", param_ratio=ratio, rng=0
+            )
             model = measure_latency(source, out)
             layers, words = measure_layers(report.layers, method)
             times = [(la.latency_before_ms or 0.0, la.latency_after_ms or 0.0) for la in layers]

@@ -124,7 +124,7 @@ class LowRankMethod(BudgetOptions):
         lost = total = 0.0
         for start in range(0, weight.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
-            block = np.asarray(weight[rows], dtype=np.float64).ravel()
+            block = np.array(weight[rows], dtype=np.float64).ravel()
             total += float(block @ block)
             block -= (up[rows] @ down).ravel()
             lost += float(block @ block)

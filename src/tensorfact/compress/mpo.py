@@ -14,12 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import scipy.linalg
 
 from tensorfact.compress._budget import BudgetOptions, Menu, is_positive_int, share_budget
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
-from tensorfact.factor.low_rank import singular_values
-from tensorfact.factor.tt_matrix import balanced_shape, tt_matrix_svd, useful_ranks
+from tensorfact.factor import balanced_shape, singular_values, tt_matrix_svd, useful_ranks
 
 __all__ = ["MPOMethod", "mode_shapes"]
 
@@ -125,7 +123,7 @@ class MPOMethod(BudgetOptions):
         given: dict[str, tuple[Rank, int]] = {}
         for layer in layers:
             if layer.name in patterns:
-                bonds = useful_ranks(_sizes(layer.shape, self.order), patterns[layer.name])[1:-1]
+                bonds = useful_ranks(_sizes(layer.shape, self.order), patterns[layer.name])
                 given[layer.name] = bonds, _cost(layer.shape, bonds)
         return share_budget(
             self,
@@ -148,13 +146,14 @@ class MPOMethod(BudgetOptions):
         """Return the cores of TT-SVD with the bonds `rank`; of a weight that needs fewer, the rest is zero."""
         shape = weight.shape[0], weight.shape[1]
         bonds = _bonds(shape, rank)
-        made = tt_matrix_svd(weight, *mode_shapes(shape, len(bonds) + 1), rank=bonds)
-        cores, spectra = [np.asarray(core) for core in made.cores], ()
-        if self.balance:
-            cores, spectra = _balanced(cores)
+        rows, cols = mode_shapes(shape, len(bonds) + 1)
+        made = tt_matrix_svd(weight, rows, cols, rank=bonds, balance=self.balance, rng=rng)
         layout = self.layout(shape, bonds).items()
-        arrays = {name: _padded(core, full) for core, (name, full) in zip(cores, layout, strict=True)}
-        spectrum = max(spectra, key=len, default=np.empty(0))
+        arrays = {name: _padded(np.asarray(core), full) for core, (name, full) in zip(made.cores, layout, strict=True)}
+        spectrum = np.empty(0)
+        if len(bonds) == 1:  # both sides of the bond are orthogonal, whichever has the singular values
+            left, right = (np.sum(np.square(core, dtype=np.float64), axis=(1, 2)) for core in made.cores)
+            spectrum = np.sort(np.sqrt(left.ravel() * right.ravel()))[::-1]
         return Factored(arrays, self.residual(weight, arrays), made.info.path, spectrum, made.info.notes)
 
     def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
@@ -162,7 +161,7 @@ class MPOMethod(BudgetOptions):
         dense = self.expand(arrays)
         lost = total = 0.0
         for start in range(0, weight.shape[0], _ROWS):
-            block = np.asarray(weight[start : start + _ROWS], dtype=np.float64).ravel()
+            block = np.array(weight[start : start + _ROWS], dtype=np.float64).ravel()
             total += float(block @ block)
             block -= dense[start : start + _ROWS].ravel()
             lost += float(block @ block)
@@ -232,14 +231,14 @@ def _sizes(shape: tuple[int, int], order: int) -> tuple[int, ...]:
 
 def _useful(shape: tuple[int, int], order: int) -> tuple[int, ...]:
     """Largest useful value of each inner bond."""
-    return useful_ranks(_sizes(shape, order), shape[0] * shape[1])[1:-1]
+    return useful_ranks(_sizes(shape, order), shape[0] * shape[1])
 
 
 def _bonds(shape: tuple[int, int], rank: Rank) -> tuple[int, ...]:
     bonds = rank if isinstance(rank, tuple) else (rank,)
     if not bonds or not all(map(is_positive_int, bonds)):
         raise ValueError(f"rank must be a tuple of bonds >= 1 for an mpo weight, got {rank!r}")
-    useful = useful_ranks(_sizes(shape, len(bonds) + 1), bonds)[1:-1]
+    useful = useful_ranks(_sizes(shape, len(bonds) + 1), bonds)
     if useful != bonds:
         raise ValueError(f"rank must be of use in a weight of shape {shape}: at most {useful}, got {bonds}")
     return bonds
@@ -271,22 +270,6 @@ def _interleaved(weight: npt.NDArray[Any], rows: tuple[int, ...], cols: tuple[in
     """Return W with its row and column factors in pairs."""
     order = [axis for k in range(len(rows)) for axis in (k, len(rows) + k)]
     return np.ascontiguousarray(weight.reshape(*rows, *cols).transpose(order))
-
-
-def _balanced(cores: list[npt.NDArray[Any]]) -> tuple[list[npt.NDArray[Any]], tuple[npt.NDArray[np.float64], ...]]:
-    """Return the left-canonical chain with the root of the singular values on either side of every bond, and them."""
-    spectra: list[npt.NDArray[np.float64]] = []
-    done: list[npt.NDArray[Any]] = []
-    carried, right = cores[-1], np.ones(1, cores[0].dtype)
-    for left in cores[-2::-1]:
-        u, s, vh = scipy.linalg.svd(carried.reshape(carried.shape[0], -1), full_matrices=False, check_finite=False)
-        root = np.sqrt(s)
-        done.append((root[:, None] * vh).reshape(-1, *carried.shape[1:]) * right)
-        # A bond that carries nothing but rounding is cut: its root cannot be divided by.
-        right = np.where(s > np.finfo(s.dtype).eps * s[0], 1 / np.where(root > 0, root, 1), 0).astype(s.dtype)
-        carried = left @ (u * s)
-        spectra.append(s.astype(np.float64))
-    return [carried * right, *done[::-1]], tuple(spectra)
 
 
 def _padded(core: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
