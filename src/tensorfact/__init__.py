@@ -12,17 +12,59 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from tensorfact.factor import LowRank, LowRankInfo, randomized_svd, singular_values, softmax_bound
+from tensorfact.factor import (
+    LSVD,
+    LowRank,
+    LowRankInfo,
+    LSVDInfo,
+    Transform,
+    TruncatedLSVD,
+    facewise,
+    implicit_rank,
+    lidentity,
+    linv,
+    lnorm,
+    lpinv,
+    lproduct,
+    lqr,
+    lsvd,
+    lsvd_truncate,
+    ltranspose,
+    multirank,
+    prox_nuclear,
+    randomized_svd,
+    singular_values,
+    softmax_bound,
+    tubal_rank,
+)
 from tensorfact.kernels import get_num_threads, set_num_threads
 
 __all__ = [
+    "LSVD",
+    "LSVDInfo",
     "LowRank",
     "LowRankInfo",
+    "Transform",
+    "TruncatedLSVD",
+    "facewise",
     "get_num_threads",
+    "implicit_rank",
+    "lidentity",
+    "linv",
+    "lnorm",
+    "lpinv",
+    "lproduct",
+    "lqr",
+    "lsvd",
+    "lsvd_truncate",
+    "ltranspose",
+    "multirank",
+    "prox_nuclear",
     "randomized_svd",
     "set_num_threads",
     "singular_values",
     "softmax_bound",
+    "tubal_rank",
 ]
 
 __version__ = version("tensorfact")

@@ -1,6 +1,7 @@
 """Property-based testing of decompositions, tensorfact's own or anyone's. Needs Hypothesis.
 
 * `check_low_rank` holds a truncated-SVD routine to its contract, promise by promise.
+* `check_lproduct` does the same for a tensor-tensor product.
 * `tensorfact.testing.strategies`: Hypothesis strategies for shapes, spectra, layouts and whole matrices.
 * `tensorfact.testing.oracles`: slow, obvious, double-precision answers.
 * `tensorfact.testing.tolerances`: ``C * eps * cond`` and the assertions built on it.
@@ -27,12 +28,14 @@ except ImportError as error:
 from tensorfact.testing import oracles, strategies, tolerances
 from tensorfact.testing._promises import CheckReport, CheckResult, Promise
 from tensorfact.testing.low_rank import LOW_RANK_PROMISES, check_low_rank
+from tensorfact.testing.lproduct import LPRODUCT_PROMISES, check_lproduct
 from tensorfact.testing.oracles import OptimalErrors, effective_rank_for, optimal_errors, relative_error, spectral_error
 from tensorfact.testing.strategies import MatrixSpec, matrices, matrix_with_spectrum
 from tensorfact.testing.tolerances import assert_close, assert_orthonormal, assert_same_span, tol
 
 __all__ = [
     "LOW_RANK_PROMISES",
+    "LPRODUCT_PROMISES",
     "CheckReport",
     "CheckResult",
     "MatrixSpec",
@@ -42,6 +45,7 @@ __all__ = [
     "assert_orthonormal",
     "assert_same_span",
     "check_low_rank",
+    "check_lproduct",
     "effective_rank_for",
     "matrices",
     "matrix_with_spectrum",
