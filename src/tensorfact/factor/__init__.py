@@ -2,9 +2,50 @@
 
 from __future__ import annotations
 
+from tensorfact.factor._bonds import balanced_shape, useful_ranks
+from tensorfact.factor._lresult import LSVD, LSVDInfo, TruncatedLSVD
 from tensorfact.factor._result import LowRank, LowRankInfo
+from tensorfact.factor._rounding import tt_round
+from tensorfact.factor._train import TensorTrain, TrainInfo
+from tensorfact.factor._transform import Transform
+from tensorfact.factor._tt_matrix import TTMatrix
 from tensorfact.factor.certificate import softmax_bound
 from tensorfact.factor.low_rank import randomized_svd, singular_values
+from tensorfact.factor.lproduct import facewise, lidentity, linv, lpinv, lproduct, lqr, ltranspose
+from tensorfact.factor.lsvd import implicit_rank, lnorm, lsvd, lsvd_truncate, multirank, prox_nuclear, tubal_rank
 from tensorfact.factor.tensor_train import tt_svd
+from tensorfact.factor.tt_matrix import tt_matrix_svd
 
-__all__ = ["LowRank", "LowRankInfo", "randomized_svd", "singular_values", "softmax_bound", "tt_svd"]
+__all__ = [
+    "LSVD",
+    "LSVDInfo",
+    "LowRank",
+    "LowRankInfo",
+    "TTMatrix",
+    "TensorTrain",
+    "TrainInfo",
+    "Transform",
+    "TruncatedLSVD",
+    "balanced_shape",
+    "facewise",
+    "implicit_rank",
+    "lidentity",
+    "linv",
+    "lnorm",
+    "lpinv",
+    "lproduct",
+    "lqr",
+    "lsvd",
+    "lsvd_truncate",
+    "ltranspose",
+    "multirank",
+    "prox_nuclear",
+    "randomized_svd",
+    "singular_values",
+    "softmax_bound",
+    "tt_matrix_svd",
+    "tt_round",
+    "tt_svd",
+    "tubal_rank",
+    "useful_ranks",
+]

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tensorfact.torch.low_rank import LowRankLinear
+from tensorfact.torch.mpo import MPOLinear
 
-__all__ = ["LowRankLinear"]
+__all__ = ["LowRankLinear", "MPOLinear"]
