@@ -111,9 +111,9 @@ def test_environment_forces_an_instruction_set():
         pytest.skip("only x86-64 has several builds")
     assert run("from tensorfact import _core; print(_core.isa())", TENSORFACT_ISA="v2") == "v2"
     best = run("from tensorfact import _core; print(_core.isa())")
-    assert best == f"v{min(_cpu.level(), 3)}"
+    assert best == f"v{min(_cpu.level(), 4)}"
     wrong = "try:\n    from tensorfact import _core\nexcept ImportError as e:\n    print(e)"
-    assert run(wrong, TENSORFACT_ISA="v9") == "TENSORFACT_ISA must be v2 or v3, got 'v9'"
+    assert run(wrong, TENSORFACT_ISA="v9") == "TENSORFACT_ISA must be one of v2, v3, v4, got 'v9'"
 
 
 def test_python_dash_m_describes_the_installation():

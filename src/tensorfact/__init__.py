@@ -12,17 +12,39 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from tensorfact.factor import LowRank, LowRankInfo, randomized_svd, singular_values, softmax_bound
+from tensorfact.factor import (
+    LowRank,
+    LowRankInfo,
+    TensorTrain,
+    TrainInfo,
+    TTMatrix,
+    balanced_shape,
+    randomized_svd,
+    singular_values,
+    softmax_bound,
+    tt_matrix_svd,
+    tt_round,
+    tt_svd,
+    useful_ranks,
+)
 from tensorfact.kernels import get_num_threads, set_num_threads
 
 __all__ = [
     "LowRank",
     "LowRankInfo",
+    "TTMatrix",
+    "TensorTrain",
+    "TrainInfo",
+    "balanced_shape",
     "get_num_threads",
     "randomized_svd",
     "set_num_threads",
     "singular_values",
     "softmax_bound",
+    "tt_matrix_svd",
+    "tt_round",
+    "tt_svd",
+    "useful_ranks",
 ]
 
 __version__ = version("tensorfact")

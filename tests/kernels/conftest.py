@@ -11,7 +11,7 @@ from tensorfact import _cpu
 from tensorfact.kernels import _dispatch
 
 LEVEL = _cpu.level()
-BUILDS = [f"cpp-v{isa}" for isa in (2, 3) if isa <= LEVEL] if LEVEL else ["cpp-base"]
+BUILDS = [f"cpp-v{isa}" for isa in (2, 3, 4) if isa <= LEVEL] if LEVEL else ["cpp-base"]
 
 
 @pytest.fixture(params=["python", "numba", *BUILDS])

@@ -47,3 +47,6 @@ eigh = _module.eigh
 gram = _module.gram
 matmul = _module.matmul
 cholesky_qr = _module.cholesky_qr
+row_sketch = _module.row_sketch
+tall_triangle = _module.tall_triangle
+tall_product = _module.tall_product

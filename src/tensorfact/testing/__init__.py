@@ -1,7 +1,8 @@
 """Property-based testing of decompositions, tensorfact's own or anyone's. Needs Hypothesis.
 
-* `check_low_rank` holds a truncated-SVD routine to its contract, promise by promise.
-* `tensorfact.testing.strategies`: Hypothesis strategies for shapes, spectra, layouts and whole matrices.
+* `check_low_rank` holds a truncated-SVD routine to its contract, promise by promise; `check_tensor_train` a TT-SVD.
+* `tensorfact.testing.strategies`: Hypothesis strategies for shapes, spectra, layouts and whole matrices;
+  `tensorfact.testing.tensors` for tensors and trains.
 * `tensorfact.testing.oracles`: slow, obvious, double-precision answers.
 * `tensorfact.testing.tolerances`: ``C * eps * cond`` and the assertions built on it.
 
@@ -24,24 +25,30 @@ try:
 except ImportError as error:
     raise ImportError("tensorfact.testing needs Hypothesis: pip install hypothesis") from error
 
-from tensorfact.testing import oracles, strategies, tolerances
+from tensorfact.testing import oracles, strategies, tensors, tolerances
 from tensorfact.testing._promises import CheckReport, CheckResult, Promise
 from tensorfact.testing.low_rank import LOW_RANK_PROMISES, check_low_rank
 from tensorfact.testing.oracles import OptimalErrors, effective_rank_for, optimal_errors, relative_error, spectral_error
 from tensorfact.testing.strategies import MatrixSpec, matrices, matrix_with_spectrum
+from tensorfact.testing.tensor_train import TENSOR_TRAIN_PROMISES, check_tensor_train
+from tensorfact.testing.tensors import TensorSpec, TrainSpec
 from tensorfact.testing.tolerances import assert_close, assert_orthonormal, assert_same_span, tol
 
 __all__ = [
     "LOW_RANK_PROMISES",
+    "TENSOR_TRAIN_PROMISES",
     "CheckReport",
     "CheckResult",
     "MatrixSpec",
     "OptimalErrors",
     "Promise",
+    "TensorSpec",
+    "TrainSpec",
     "assert_close",
     "assert_orthonormal",
     "assert_same_span",
     "check_low_rank",
+    "check_tensor_train",
     "effective_rank_for",
     "matrices",
     "matrix_with_spectrum",
@@ -50,6 +57,7 @@ __all__ = [
     "relative_error",
     "spectral_error",
     "strategies",
+    "tensors",
     "tol",
     "tolerances",
 ]

@@ -13,7 +13,18 @@ from hypothesis import HealthCheck, Phase, Verbosity, example, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
-__all__ = ["BrokenPromise", "CheckReport", "CheckResult", "NotOffered", "Promise", "Status", "run_promises", "select"]
+__all__ = [
+    "BrokenPromise",
+    "CheckReport",
+    "CheckResult",
+    "NotOffered",
+    "Promise",
+    "Status",
+    "first_line",
+    "require",
+    "run_promises",
+    "select",
+]
 
 R = TypeVar("R")
 Status = Literal["kept", "broken", "not offered"]
@@ -54,6 +65,17 @@ class Promise(Generic[R]):
     cases: Callable[[R], st.SearchStrategy[Any]]
     check: Callable[[R, Any], float | None]
     always: tuple[Any, ...] = ()
+
+
+def require(holds: bool, otherwise: str, measured: float | None = None) -> None:
+    """Break the promise unless it `holds`."""
+    if not holds:
+        raise BrokenPromise(otherwise, measured)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's text, cut to 160 characters: tables and failures quote it."""
+    return (str(error).strip().splitlines() or [""])[0][:160]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

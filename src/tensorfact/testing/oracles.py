@@ -5,6 +5,8 @@ Every error is relative: Frobenius errors to ``||A||_F``, spectral errors to ``|
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +16,18 @@ __all__ = [
     "OptimalErrors",
     "as_double",
     "effective_rank_for",
+    "full_bonds",
     "largest_principal_sine",
     "optimal_errors",
     "optimal_errors_of",
+    "rank_for_tail",
     "reconstruct",
     "relative_error",
     "singular_values",
     "spectral_error",
+    "train_bound",
+    "train_to_dense",
+    "unfolding_values",
 ]
 
 
@@ -82,7 +89,11 @@ def effective_rank_for(a: npt.ArrayLike, tol: float) -> int:
     >>> effective_rank_for([[3.0, 0.0], [0.0, 4.0]], 0.6)
     1
     """
-    s = singular_values(a)
+    return rank_for_tail(singular_values(a), tol)
+
+
+def rank_for_tail(s: npt.NDArray[np.float64], tol: float) -> int:
+    """Smallest number of the singular values ``s`` whose tail is at most ``tol`` times their norm."""
     total = float(np.linalg.norm(s))
     for rank in range(s.size):
         if float(np.linalg.norm(s[rank:])) <= tol * total:
@@ -143,3 +154,62 @@ def largest_principal_sine(x: npt.ArrayLike, y: npt.ArrayLike) -> float:
         return 1.0
     # The residual form keeps its accuracy near zero, where arccos of the cosines loses half of the digits.
     return float(np.linalg.norm(second - first @ (first.conj().T @ second), 2))
+
+
+def train_to_dense(cores: Sequence[npt.ArrayLike]) -> npt.NDArray[Any]:
+    """The tensor of a chain of cores (r, n, r') in double precision, one core after another.
+
+    Examples
+    --------
+    >>> train_to_dense([np.ones((1, 2, 3)), np.ones((3, 2, 1))])
+    array([[3., 3.],
+           [3., 3.]])
+    """
+    dense = as_double(cores[0])
+    for core in cores[1:]:
+        dense = np.tensordot(dense, as_double(core), axes=1)
+    result: npt.NDArray[Any] = dense[0, ..., 0]
+    return result
+
+
+def unfolding_values(a: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], ...]:
+    """Singular values of every unfolding (n_1 .. n_k, n_k+1 .. n_d), k = 1 .. d - 1.
+
+    Examples
+    --------
+    >>> [values.size for values in unfolding_values(np.ones((2, 3, 4)))]
+    [2, 4]
+    """
+    array = as_double(a)
+    return tuple(singular_values(array.reshape(prod(array.shape[:k]), -1)) for k in range(1, array.ndim))
+
+
+def train_bound(values: Sequence[npt.NDArray[np.float64]], bonds: Sequence[int]) -> float:
+    """Relative error that TT-SVD never exceeds at these inner bonds: root of the sum of the squared tails.
+
+    ``values`` come from `unfolding_values`. It is at most ``sqrt(d - 1)`` times the best possible error (Oseledets,
+    2011).
+
+    Examples
+    --------
+    >>> train_bound(unfolding_values([[3.0, 0.0], [0.0, 4.0]]), [1])
+    0.6
+    """
+    tails = [optimal_errors_of(s, bond).frobenius for s, bond in zip(values, bonds, strict=True)]
+    return float(np.linalg.norm(tails)) if tails else 0.0
+
+
+def full_bonds(shape: Sequence[int], rank: float = float("inf")) -> tuple[int, ...]:
+    """Largest bonds at most ``rank`` that a tensor of this shape can use, all of a neighbour's included.
+
+    Examples
+    --------
+    >>> full_bonds((2, 2, 2, 5)), full_bonds((4, 5, 6), 3)
+    ((2, 4, 5), (3, 3))
+    """
+    sides = [min(prod(shape[:k]), prod(shape[k:]), rank) for k in range(1, len(shape))]
+    for k in range(1, len(sides)):
+        sides[k] = min(sides[k], sides[k - 1] * shape[k])
+    for k in range(len(sides) - 1, 0, -1):
+        sides[k - 1] = min(sides[k - 1], sides[k] * shape[k])
+    return tuple(int(side) for side in sides)

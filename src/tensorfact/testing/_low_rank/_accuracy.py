@@ -21,13 +21,12 @@ from tensorfact.testing._low_rank._cases import (
     eps_of,
     medium,
     promise,
-    require,
     rounding,
     small,
     toleranced,
 )
 from tensorfact.testing._low_rank._routine import LowRankCase, LowRankRoutine
-from tensorfact.testing._promises import NotOffered, Promise
+from tensorfact.testing._promises import NotOffered, Promise, require
 from tensorfact.testing.strategies import EXACT_LOW_RANK, MatrixSpec
 
 

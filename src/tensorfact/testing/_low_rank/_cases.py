@@ -1,4 +1,4 @@
-"""Cases that low-rank promises are searched over, the constants they share, and how a promise is written down."""
+"""Cases that low-rank promises are searched over, and the constants they share, and how a promise is written down."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tensorfact.testing import oracles, tolerances
 from tensorfact.testing._low_rank._routine import Answer, LowRankCase, LowRankRoutine, Problem
-from tensorfact.testing._promises import BrokenPromise, Promise
+from tensorfact.testing._promises import Promise, require
 from tensorfact.testing.strategies import EXACT_LOW_RANK, MatrixSpec, ranks, shapes
 
 # Bars of tensorfact's own contract at default settings, over power laws and trained weights. scikit-learn's defaults
@@ -49,12 +49,6 @@ def promise(
         return Promise(name=name, text=text, cases=cases, check=check, always=always)
 
     return make
-
-
-def require(holds: bool, otherwise: str, measured: float | None = None) -> None:
-    """Break the promise unless it `holds`."""
-    if not holds:
-        raise BrokenPromise(otherwise, measured)
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------

@@ -12,18 +12,15 @@ from tensorfact.testing._low_rank._cases import (
     SLOW_DECAY,
     medium,
     promise,
-    require,
     small,
 )
 from tensorfact.testing._low_rank._routine import (
     LowRankCase,
     LowRankRoutine,
-    first_line,
     problem,
-    random_states,
-    unusual_random_states,
 )
-from tensorfact.testing._promises import BrokenPromise, NotOffered, Promise
+from tensorfact.testing._promises import BrokenPromise, NotOffered, Promise, first_line, require
+from tensorfact.testing._random_states import random_states, unusual_random_states
 from tensorfact.testing.strategies import MatrixSpec
 
 

@@ -16,13 +16,12 @@ from tensorfact.testing._low_rank._cases import (
     check_orthonormal,
     medium,
     promise,
-    require,
     rounding,
     small,
     specs,
 )
-from tensorfact.testing._low_rank._routine import LowRankCase, LowRankRoutine, first_line, problem
-from tensorfact.testing._promises import BrokenPromise, Promise
+from tensorfact.testing._low_rank._routine import LowRankCase, LowRankRoutine, problem
+from tensorfact.testing._promises import BrokenPromise, Promise, first_line, require
 from tensorfact.testing.strategies import EXACT_LOW_RANK, LAYOUTS, MatrixSpec, shapes
 
 

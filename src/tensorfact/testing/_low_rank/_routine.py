@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorfact.testing import oracles
-from tensorfact.testing._promises import BrokenPromise, NotOffered
+from tensorfact.testing._promises import BrokenPromise, NotOffered, first_line
 from tensorfact.testing.strategies import MatrixSpec, with_layout
 
-__all__ = ["Answer", "LowRankCase", "LowRankRoutine", "Problem", "problem", "random_states", "unusual_random_states"]
+__all__ = ["Answer", "LowRankCase", "LowRankRoutine", "Problem", "problem"]
 
 Array = npt.NDArray[Any]
 
@@ -78,38 +75,6 @@ def _unpack(result: Any, shape: tuple[int, int]) -> Answer:
         raise BrokenPromise(f"u {u.shape}, s {s.shape}, vh {vh.shape} do not factor a matrix of shape {shape}")
     error = getattr(result, "error", None)
     return Answer(u, s, vh, None if error is None else float(error))
-
-
-def random_states() -> tuple[str, ...]:
-    """Print every global random state of this process: Python's, NumPy's, and torch's if it is loaded."""
-    states = [repr(random.getstate()), repr([np.asarray(part).tolist() for part in np.random.get_state()])]  # noqa: NPY002
-    torch = sys.modules.get("torch")
-    torch = torch if hasattr(torch, "get_rng_state") else None  # a folder of that name is no torch
-    if torch is not None:
-        states.append(repr(torch.get_rng_state().tolist()))
-    return tuple(states)
-
-
-@contextmanager
-def unusual_random_states() -> Iterator[None]:
-    """Seed the global states with numbers that no routine seeds with; put the old states back at the end.
-
-    Hypothesis seeds them with 0 before every case, and a routine that calls ``seed(0)`` would go unseen.
-    """
-    torch = sys.modules.get("torch")
-    torch = torch if hasattr(torch, "get_rng_state") else None  # a folder of that name is no torch
-    old = (random.getstate(), np.random.get_state(), None if torch is None else torch.get_rng_state())  # noqa: NPY002
-    random.seed(775_211)
-    np.random.seed(775_211)  # noqa: NPY002
-    if torch is not None:
-        torch.manual_seed(775_211)
-    try:
-        yield
-    finally:
-        random.setstate(old[0])
-        np.random.set_state(old[1])  # noqa: NPY002
-        if torch is not None and old[2] is not None:
-            torch.set_rng_state(old[2])
 
 
 class LowRankRoutine:
@@ -174,8 +139,3 @@ class LowRankRoutine:
         known = problem(case.matrix)
         given = with_layout(known.a.copy(), case.matrix.layout)
         return known, self(given, rank=case.rank, tol=case.tol, rng=case.matrix.seed)
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an exception's text, cut to 160 characters: tables and failures quote it."""
-    return (str(error).strip().splitlines() or [""])[0][:160]

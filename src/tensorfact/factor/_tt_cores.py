@@ -1,0 +1,157 @@
+"""Small work of a sweep: choose ranks, split wide cores into one core a mode, orthonormalise the finished chain."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tensorfact import kernels
+
+__all__ = ["Budget", "left_orthonormal", "reversed_modes", "right_vectors", "split_left", "split_right", "tail_rank"]
+
+
+class Budget:
+    """The squared error that may still be spent. Without a tolerance there is no limit."""
+
+    def __init__(self, tol: float | None) -> None:
+        self.tol = tol
+        self.norm2 = math.nan
+        self.spent2 = 0.0
+
+    def share2(self, bonds_left: int) -> float:
+        """For the next bond: an equal part of what is left, so nothing that one bond saves is lost for the others."""
+        limit2 = math.inf if self.tol is None else self.tol**2 * self.norm2
+        return max(limit2 - self.spent2, 0.0) / max(bonds_left, 1)
+
+
+def tails(s: np.ndarray) -> np.ndarray:
+    """Squared norm of what each rank 0 .. len(s) discards, summed from the small end."""
+    squares = np.asarray(s, dtype=np.float64)[::-1] ** 2
+    return np.concatenate([np.cumsum(squares)[::-1], [0.0]])
+
+
+def tail_rank(tail2: np.ndarray, limit2: float) -> int:
+    """Smallest rank, at least 1, that discards no more than ``limit2``."""
+    return max(1, int(np.argmax(tail2 <= limit2)))
+
+
+def right_vectors(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All min(m, n) singular values of a small matrix (m, n), and its right singular vectors (n, min(m, n))."""
+    if a.shape[0] > a.shape[1]:
+        a = kernels.tall_triangle(a)
+    elif 2 * a.shape[0] < a.shape[1]:
+        # A = (A^T)^T = (Q R)^T: the right vectors are those of R^T, seen through Q
+        q, r = np.linalg.qr(a.T)
+        _, s, vh = np.linalg.svd(r.T)
+        return s, q.conj() @ vh.conj().T
+    _, s, vh = np.linalg.svd(a, full_matrices=False)
+    return s, vh.conj().T
+
+
+def split_right(
+    small: np.ndarray, caps: list[int], exact: bool, limit2: float, extra: int
+) -> tuple[list[np.ndarray], list[float], float, bool]:
+    """Right-orthonormal cores of the trailing modes of a small tensor (rows, n_a, ..., n_z, bond), from the right end.
+
+    ``caps`` bounds the bonds from the left: that before n_a, those between the modes, and ``bond`` itself, which is
+    truncated too where it is wider. Each bond may discard ``limit2``; with ``exact`` it takes its cap instead. The bond
+    before n_a takes ``extra`` more. Returns the cores of n_a .. n_z, what each bond discards (squared, in the order of
+    ``caps``), what is left out before n_a with the extra columns, and whether a cap was felt.
+    """
+    rows, *modes, bond = small.shape
+    cores: list[np.ndarray] = []
+    lost2: list[float] = []
+    felt = False
+    tail = np.eye(bond, dtype=small.dtype)  # rows: the next bond in terms of the given one
+    if bond > caps[-1] or not exact:
+        s, v = right_vectors(small.reshape(-1, bond))
+        tail2 = tails(s)
+        q = min(caps[-1], len(s)) if exact else min(caps[-1], tail_rank(tail2, limit2))
+        felt |= bool(tail2[q] > limit2)
+        lost2.append(float(tail2[q]))
+        tail = np.ascontiguousarray(v[:, :q].conj().T)
+        small = small @ v[:, :q]
+    else:
+        lost2.append(0.0)
+    for k in range(len(modes) - 1, -1, -1):
+        width = modes[k] * small.shape[-1]
+        matrix = small.reshape(-1, width)
+        cap, more = caps[k], extra if k == 0 else 0
+        if exact and cap + more >= width and matrix.shape[0] >= width:
+            v, q, left2, first2 = np.eye(width, dtype=small.dtype), width, 0.0, 0.0
+        else:
+            s, v = right_vectors(matrix)
+            tail2 = tails(s)
+            q = min(cap, len(s)) if exact else min(cap, len(s), tail_rank(tail2, limit2))
+            felt |= bool(tail2[q] > limit2)
+            first2 = float(tail2[q])
+            q = min(q + more, len(s))
+            left2 = float(tail2[q])
+        core = v[:, :q].conj().T.reshape(q, modes[k], -1)
+        cores.append(core @ tail if k == len(modes) - 1 else core)
+        lost2.append(first2)
+        if k:
+            small = (matrix @ v[:, :q]).reshape(rows, *modes[:k], q)
+    return cores[::-1], lost2[::-1], left2, felt
+
+
+def split_left(
+    center: np.ndarray, caps: tuple[int, ...], budget: Budget, after: int
+) -> tuple[list[np.ndarray], list[float], np.ndarray]:
+    """Left-orthonormal cores of a tensor (1, n_1, ..., n_k, bond), each bond truncated once, from the left end.
+
+    The last bond is truncated too when ``after``, the number of modes behind it, is not zero; then what remains, (r,
+    bond), is returned for the next core. Otherwise the last core holds it. Also returned: what each bond discards.
+    """
+    modes = center.shape[1:-1]
+    cores: list[np.ndarray] = []
+    lost2: list[float] = []
+    core = center
+    bonds = len(modes) - (after == 0)
+    for k in range(bonds):
+        r, n = core.shape[:2]
+        matrix = core.reshape(r * n, -1)
+        left, rest, tail2 = _truncate(matrix, min(caps[k], *matrix.shape), budget, bonds - k)
+        budget.spent2 += tail2
+        lost2.append(tail2)
+        cores.append(left.reshape(r, n, -1))
+        core = rest.reshape(left.shape[1], *core.shape[2:])
+    if after == 0:
+        return [*cores, core], lost2, np.ones((1, 1), core.dtype)
+    return cores, lost2, core
+
+
+def _truncate(matrix: np.ndarray, cap: int, budget: Budget, bonds_left: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """``matrix ~ left rest`` with orthonormal ``left`` of the least allowed rank, and what that discards, squared."""
+    rows, cols = matrix.shape
+    if budget.tol is None and cap == rows:
+        return np.eye(rows, dtype=matrix.dtype), matrix, 0.0
+    if budget.tol is None and cap == cols:
+        left, rest = np.linalg.qr(matrix)
+        return left, rest, 0.0
+    s, left = right_vectors(matrix.T)  # of the transpose: conjugates of the left vectors
+    tail2 = tails(s)
+    q = cap if budget.tol is None else min(cap, tail_rank(tail2, budget.share2(bonds_left)))
+    left = np.ascontiguousarray(left[:, :q].conj())
+    return left, left.conj().T @ matrix, float(tail2[q])
+
+
+def left_orthonormal(cores: list[np.ndarray], rest: Any = None) -> list[np.ndarray]:
+    """The same train, ``rest`` times its first core, with all cores but the last left-orthonormal: one QR a core."""
+    out: list[np.ndarray] = []
+    for k, given in enumerate(cores):
+        core = given if rest is None else np.tensordot(rest, given, axes=1)
+        r, n, s = core.shape
+        if k == len(cores) - 1:
+            out.append(core)
+            break
+        left, rest = np.linalg.qr(core.reshape(r * n, s))
+        out.append(left.reshape(r, n, -1))
+    return out
+
+
+def reversed_modes(cores: list[np.ndarray]) -> list[np.ndarray]:
+    """The cores of the tensor with its modes in reverse order."""
+    return [core.transpose(2, 1, 0) for core in cores[::-1]]

@@ -1,0 +1,246 @@
+"""The sweep over large data: fold trailing modes, find the few directions that matter, project, and go on with the rest.
+
+Deterministic step: Q-less TSQR of the tall unfolding, singular values and vectors of the small triangle, one product
+(Roehrig-Zoellner, Thies, Basermann, 2022). Randomized step: one sparse-sign sketch, a range a little wider than the
+rank, one product; the surplus columns are truncated at the end, when everything is small. In both, what is lost is the
+projection's own residual, orthogonal to all that follows, so the squares of the steps add up to the squared error.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tensorfact import kernels
+from tensorfact.factor._tt_cores import Budget, split_right
+
+__all__ = ["Log", "OutOfRange", "Plan", "checked_norm2", "step_cost", "sweep"]
+
+_OVERSAMPLES = 10
+_WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
+_MAX_WIDTH = 2048
+_MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
+
+
+class OutOfRange(Exception):
+    """The squared norm is not finite, or so large or small that squares lose their digits."""
+
+
+@dataclass
+class Log:
+    """What happened on the way."""
+
+    size: int  # of the input, the unit of a read
+    steps: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    lost2: dict[int, float] = field(default_factory=dict)  # by bond
+    reads: float = 0.0
+
+    def note(self, text: str) -> None:
+        """Remember ``text`` once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def read(self, tensor: Any) -> None:
+        """Count a pass over ``tensor``."""
+        self.reads += tensor.size / self.size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The request, in the order of the modes that the sweep sees."""
+
+    caps: tuple[int, ...]  # of each inner bond
+    exact: bool  # the caps are the ranks; otherwise the budget decides below them
+    method: str  # "tsqr" or "sketch"
+    smallest: int  # a tensor of no more numbers is split by LAPACK directly
+
+    def last(self, modes: int) -> int:
+        """Cap of the bond behind the first ``modes`` modes; that behind the last one is 1."""
+        return self.caps[modes - 1] if modes <= len(self.caps) else 1
+
+
+def checked_norm2(norm2: float, eps: float) -> float:
+    """``norm2`` where its own square and those of small parts of it exist in the working precision."""
+    low, high = (1e-200, 1e200) if eps < 1e-10 else (1e-16, 1e24)
+    if not low < norm2 < high:
+        raise OutOfRange
+    return norm2
+
+
+def sweep(
+    tensor: Any, plan: Plan, budget: Budget, rng: np.random.Generator, log: Log, overwrite: bool
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """What remains of the tensor, (1, n_1, ..., n_k, bond), and right-orthonormal cores of the modes behind it.
+
+    ``tensor`` is what :class:`HostTensor` is. ``overwrite`` lets the first deterministic step write over it.
+    """
+    cores: list[np.ndarray] = []
+    first, target = tensor, 0
+    while group := _choose_group(tensor, plan, target):
+        step = _Step(tensor, group, plan, budget, log)
+        projected = step.sketched(rng) if plan.method == "sketch" else None
+        if projected is None and not step.too_narrow:
+            projected = step.triangular(overwrite=overwrite and tensor is first)
+        if projected is None:
+            if step.width >= _MAX_WIDTH or _choose_group(tensor, plan, 2 * step.width) in (0, group):
+                break
+            target = 2 * step.width
+            continue
+        cores = [*step.cores, *cores]
+        tensor, target = projected, 0
+    return tensor.center(), cores
+
+
+def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
+    """How many trailing modes become columns; 0 when the rest is better split directly."""
+    modes, bond = tensor.modes, tensor.bond
+    if tensor.size <= plan.smallest or len(modes) < 2:
+        return 0
+    best = 0
+    for group in range(1, len(modes)):
+        width = math.prod(modes[len(modes) - group :]) * bond
+        rows = math.prod(modes[: len(modes) - group])
+        cap = plan.caps[len(modes) - group - 1]
+        extra = _OVERSAMPLES if plan.method == "sketch" else 0
+        wanted = target or _target(plan, cap)
+        kept = cap + extra if plan.exact else 1
+        tall = rows >= 4 * width or (plan.exact and extra > 0 and rows >= 4 * _buckets(width, kept) and 4 * kept <= width)
+        if best and (not tall or width > 1.5 * wanted):
+            break
+        if tall and (kept <= _WORTH * width or not plan.exact):
+            best = group
+        if width >= wanted:
+            break
+    if target and best:
+        width = math.prod(modes[len(modes) - best :]) * bond
+        return best if width >= target else 0
+    return best
+
+
+def step_cost(tensor: Any, plan: Plan) -> float:
+    """Estimated time of all steps from this side, in reads of the data; infinite where there is nothing to gain.
+
+    The weights were measured on two AVX-512 cores: per read of a number 16 flops of a triangular factor or 30 of a
+    product.
+    """
+    group = _choose_group(tensor, plan, 0)
+    if group == 0:
+        return math.inf
+    width = math.prod(tensor.modes[len(tensor.modes) - group :]) * tensor.bond
+    cap = plan.caps[len(tensor.modes) - group - 1]
+    kept = cap + (_OVERSAMPLES if plan.method == "sketch" else 0) if plan.exact else width // 8
+    first = 1.3 if plan.method == "sketch" else max(1.0, width / 8)
+    layout = 1.0 if getattr(tensor, "by_row", True) else 1.2
+    return layout * (first + max(1.0, kept / 15)) / max(1 - kept / width, 0.1)
+
+
+def _target(plan: Plan, cap: int) -> int:
+    """Width of the unfolding that makes the passes fast and the projection small."""
+    if plan.method == "sketch":
+        return 256 if plan.exact and cap > 30 else 128
+    return max(2 * cap, 16) if plan.exact else 64
+
+
+def _buckets(width: int, kept: int) -> int:
+    """Rows of a sketch: four times the columns, or enough for the directions that are kept of very many columns."""
+    return min(4 * width, max(8 * kept, 256)) if 8 * kept < width else 4 * width
+
+
+class _Step:
+    """One step of the sweep: finds cores for a group of trailing modes, projects, and books what is lost.
+
+    The bonds inside the group are truncated on the small matrix, before its columns are chosen: every space is inside
+    the one that was chosen before it, so the result is an orthogonal projection of the data. (A bond inside the group
+    that is truncated later would tilt the columns, and the squares would no longer add up.)
+    """
+
+    def __init__(self, tensor: Any, group: int, plan: Plan, budget: Budget, log: Log) -> None:
+        self.tensor, self.group, self.plan, self.budget, self.log = tensor, group, plan, budget, log
+        self.lead = len(tensor.modes) - group
+        self.width = math.prod(tensor.modes[self.lead :]) * tensor.bond
+        self.rows = math.prod(tensor.modes[: self.lead])
+        self.caps = [*plan.caps[self.lead - 1 : len(tensor.modes) - 1], plan.last(len(tensor.modes))]
+        self.too_narrow = False
+        self.cores: list[np.ndarray] = []
+
+    def sketched(self, rng: np.random.Generator) -> Any | None:
+        """Randomized step; None where it does not pay (`too_narrow`) or has missed something (noted)."""
+        buckets = _buckets(self.width, self.caps[0] + _OVERSAMPLES) if self.plan.exact else 4 * self.width
+        if self.rows < 2 * buckets:
+            return None
+        z, norm2 = self.tensor.sketch(self.group, buckets, rng)
+        self._learn(norm2)
+        whole2 = self.budget.norm2 - self.budget.spent2
+        noise2 = (30 * self.tensor.eps) ** 2 * self.budget.norm2
+        share2, extra = self.budget.share2(len(self.tensor.modes)), _OVERSAMPLES
+        for cautious in (0.5, 0.1):  # the tail of a sketch is a little smaller than that of the data
+            wide, lost2, beyond2, felt = self._split(z, cautious * share2, extra)
+            if wide is None:
+                self.too_narrow = True
+                return None
+            expected2 = sum(lost2[1:]) + beyond2
+            residual = expected2 <= _cancels(self.tensor.eps) * whole2
+            projected, kept2, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=False)
+            self.log.read(self.tensor)
+            real2 = residual2 if residual else max(whole2 - kept2, 0.0)
+            if real2 > _MISSED * expected2 + noise2:
+                break
+            if self.plan.exact or felt or real2 <= (self.group + 1) * share2:
+                return self._done("sketch", projected, [real2 - sum(lost2[1:]), *lost2[1:]])
+            extra *= 2
+        self.log.note("sketch-missed")
+        return None
+
+    def triangular(self, *, overwrite: bool) -> Any | None:
+        """Deterministic step; None where it does not pay."""
+        r = self.tensor.triangle(self.group)
+        self.log.read(self.tensor)
+        if not np.isfinite(r).all():
+            raise OutOfRange
+        self._learn(kernels.sum_squares(r))
+        wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
+        if wide is None:
+            return None
+        # the triangle of float32 data knows small tails to no more than its own rounding
+        whole2 = self.budget.norm2 - self.budget.spent2
+        residual = self.tensor.eps > 1e-10 and sum(lost2) <= _cancels(self.tensor.eps) * whole2
+        projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
+        self.log.read(self.tensor)
+        if residual:
+            lost2 = [residual2 - sum(lost2[1:]), *lost2[1:]]
+        return self._done("tsqr", projected, lost2)
+
+    def _learn(self, norm2: float) -> None:
+        """The first pass over the data tells its norm."""
+        if math.isnan(self.budget.norm2):
+            self.budget.norm2 = checked_norm2(norm2, self.tensor.eps)
+
+    def _split(self, a: np.ndarray, limit2: float, extra: int) -> tuple[np.ndarray | None, list[float], float, bool]:
+        """Cores of the group from a matrix with the row space of the unfolding; their product as its columns."""
+        a = a.astype(np.result_type(a.dtype, np.float64), copy=False)
+        if a.shape[0] > a.shape[1]:
+            a = kernels.tall_triangle(a)
+        small = self.tensor.small(self.group, a)
+        self.cores, lost2, beyond2, felt = split_right(small, self.caps, self.plan.exact, limit2, extra)
+        if self.cores[0].shape[0] > _WORTH * self.width:
+            return None, lost2, beyond2, felt
+        wide = self.cores[0]
+        for core in self.cores[1:]:
+            wide = np.tensordot(wide, core, axes=1)
+        return self.tensor.columns(self.group, wide), lost2, beyond2, felt
+
+    def _done(self, name: str, projected: Any, lost2: list[float]) -> Any:
+        self.budget.spent2 += sum(lost2)
+        for k, square in enumerate(lost2):
+            self.log.lost2[self.lead - 1 + k] = self.log.lost2.get(self.lead - 1 + k, 0.0) + square
+        self.log.steps.append(name)
+        return projected
+
+
+def _cancels(eps: float) -> float:
+    """Where less than this share of a squared norm is lost, the difference of two norms does not tell it to 1e-3."""
+    return 1e-10 if eps < 1e-10 else 1e-3
