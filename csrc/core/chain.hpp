@@ -15,7 +15,7 @@
 #endif
 
 #include "parallel.hpp"
-#include "tile.hpp"
+#include "tiled.hpp"
 #include "view.hpp"
 #include "workspace.hpp"
 
@@ -72,12 +72,12 @@ struct Chain {
             const T* init = last ? bias : nullptr;
             if (s.core_on_left) {
                 for (index t = 0; t < tokens * s.batch; ++t)
-                    tile::multiply<T>({s.core, s.terms, x + t * s.terms * s.columns, s.columns, s.terms, init, to + t * s.rows * s.columns, s.columns},
+                    tiled::multiply<T>({s.core, s.terms, x + t * s.terms * s.columns, s.columns, s.terms, init, to + t * s.rows * s.columns, s.columns},
                                       s.rows, s.columns);
             } else {
                 const index groups = init ? tokens : 1, rows = init ? s.rows : tokens * s.rows;  // the bias begins anew with each token
                 for (index g = 0; g < groups; ++g)
-                    tile::multiply<T>({x + g * rows * s.terms, s.terms, s.core, s.columns, s.terms, init, to + g * rows * s.columns, s.columns}, rows,
+                    tiled::multiply<T>({x + g * rows * s.terms, s.terms, s.core, s.columns, s.terms, init, to + g * rows * s.columns, s.columns}, rows,
                                       s.columns);
             }
             x = to;
@@ -90,8 +90,8 @@ struct Chain {
 
     // Products may read one vector beyond the end.
     static T* padded(index n, Workspace::Frame& frame) {
-        T* p = frame.take<T>(n + tile::lanes<T>);
-        std::fill_n(p + n, tile::lanes<T>, T(0));
+        T* p = frame.take<T>(n + tiled::lanes<T>);
+        std::fill_n(p + n, tiled::lanes<T>, T(0));
         return p;
     }
 
@@ -160,17 +160,17 @@ void chain(Mat<const T> x, const Site* sites, index count, const T* const* cores
     const index share = (tokens + nthreads - 1) / std::max(1, nthreads);
     const index block = std::clamp<index>(std::min(cached, share), 1, chain_block_tokens);
     // Only the first product reads x by whole vectors, and only there a vector may reach beyond the end of x.
-    const bool reaches = steps.step[0].core_on_left && steps.step[0].columns % tile::lanes<T> != 0;
+    const bool reaches = steps.step[0].core_on_left && steps.step[0].columns % tiled::lanes<T> != 0;
     // Whole huge pages of y to each thread: two that touch one for the first time both wait for it.
     const index page = static_cast<index>(Workspace::huge_page / sizeof(T)) / steps.out;
     const index chunk = std::max(block, std::min(page, share / 8) / block * block);
     parallel_for(tokens, nthreads, chunk, [&, xs, ys](index lo, index hi) {
         Workspace& local = local_workspace();
         Workspace::Frame scratch(local);
-        const index room = block * steps.between + tile::lanes<T>;
+        const index room = block * steps.between + tiled::lanes<T>;
         T* ping = scratch.take<T>(room);
         T* pong = scratch.take<T>(room);
-        T* copy = reaches && hi == tokens ? scratch.take<T>(block * steps.in + tile::lanes<T>) : nullptr;
+        T* copy = reaches && hi == tokens ? scratch.take<T>(block * steps.in + tiled::lanes<T>) : nullptr;
         for (index t = lo; t < hi; t += block) {
             const index n = std::min(block, hi - t);
             const T* from = xs + t * steps.in;
@@ -189,7 +189,7 @@ void kron_sum(index members, const T* const* left, const T* const* right, std::a
     const auto [m1, n1, r] = left_shape;
     const auto [r_right, m2, n2] = right_shape;
     require(r == r_right, "kron_sum: the bonds must be equal, got ", r, " and ", r_right);
-    const index row = n1 * n2, reach = tile::lanes<T>;
+    const index row = n1 * n2, reach = tiled::lanes<T>;
     Workspace::Frame frame(ws);
     // The last rows of the right factor are read by whole vectors beyond their end: of that row only, a copy.
     const bool reaches = n2 % reach != 0;
@@ -206,7 +206,7 @@ void kron_sum(index members, const T* const* left, const T* const* right, std::a
             for (index j = 0; j < m2; ++j) {
                 const bool edge = reaches && j + 1 == m2;
                 const T* b = edge ? edges + k * (r * n2 + reach) : right[k] + j * n2;
-                tile::multiply<T>({left[k] + i * n1 * r, r, b, edge ? n2 : m2 * n2, r, nullptr, out[k] + (i * m2 + j) * row, n2}, n1, n2);
+                tiled::multiply<T>({left[k] + i * n1 * r, r, b, edge ? n2 : m2 * n2, r, nullptr, out[k] + (i * m2 + j) * row, n2}, n1, n2);
             }
         }
     });

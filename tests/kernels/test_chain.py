@@ -1,4 +1,4 @@
-"""The chain kernels against einsum in float64: directions, shapes with and without whole vectors, layouts, threads, errors."""
+"""The chain kernels against einsum in float64: directions, ragged shapes, layouts, threads, errors."""
 
 from __future__ import annotations
 

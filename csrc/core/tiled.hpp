@@ -10,7 +10,7 @@
 
 #include "view.hpp"
 
-namespace tensorfact::tile {
+namespace tensorfact::tiled {
 
 #if defined(__AVX512F__)
 inline constexpr std::size_t vector_bytes = 64;
@@ -171,4 +171,4 @@ void multiply(const Product<T>& whole, index rows, index columns) {
     }
 }
 
-}  // namespace tensorfact::tile
+}  // namespace tensorfact::tiled
