@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tensorfact.torch._mpo_family import share_rebuilds
 from tensorfact.torch.low_rank import LowRankLinear
 from tensorfact.torch.mpo import MPOLinear
 
-__all__ = ["LowRankLinear", "MPOLinear"]
+__all__ = ["LowRankLinear", "MPOLinear", "share_rebuilds"]

@@ -9,10 +9,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from tensorfact.torch._mpo_math import rebuild, reference
-from tensorfact.torch._mpo_svd import balanced_shape, decompose, useful_ranks
-
-Path = Literal["auto", "chain", "reconstruct"]
+from tensorfact.factor import balanced_shape, tt_matrix_svd, useful_ranks
+from tensorfact.torch._mpo_cache import DenseCache
+from tensorfact.torch._mpo_op import mpo_linear, mpo_weights, plan_for, sizes_of
+from tensorfact.torch._mpo_plan import Path, Plan, plan
 
 
 class MPOLinear(nn.Module):
@@ -38,13 +38,26 @@ class MPOLinear(nn.Module):
         for any number of cores. "paper" is the rule of arXiv 2603.28534, which is right for two cores only.
     path : {"auto", "chain", "reconstruct"}
         "chain" contracts the input with one core after another, "reconstruct" multiplies the weight out first, "auto"
-        takes what is expected to be faster.
+        takes what is expected to be faster for the number of tokens at hand; `plan` tells which.
     device, dtype
         As in `torch.nn.Linear`; ``device="meta"`` allocates nothing.
 
     Notes
     -----
     State-dict keys: ``cores.0``, ``cores.1``, ... of shape (r, m, n, r'), and ``bias``.
+
+    In evaluation mode without gradients of the cores, a weight that was multiplied out is kept until a core changes:
+    by an optimiser, `load_state_dict`, ``.to()`` or any other operation on the parameter. Writing into ``core.data``
+    is not noticed (PyTorch does not count it); call ``layer.eval()`` afterwards. The backward pass keeps the input and the
+    cores only. In training, `share_rebuilds` multiplies the weights of a model out once for many uses.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tensorfact.torch import MPOLinear
+    >>> layer = MPOLinear(768, 3072, rank=4)
+    >>> layer(torch.zeros(2, 768)).shape, sum(p.numel() for p in layer.cores)
+    (torch.Size([2, 3072]), 12800)
     """
 
     bias: nn.Parameter | None
@@ -74,7 +87,7 @@ class MPOLinear(nn.Module):
         self.out_features = out_features
         self.row_shape = rows
         self.col_shape = cols
-        self.ranks = useful_ranks([m * n for m, n in zip(rows, cols, strict=True)], rank)
+        self.ranks = (1, *useful_ranks([m * n for m, n in zip(rows, cols, strict=True)], rank), 1)
         self.init = init
         self.path: Path = path
         self.cores = nn.ParameterList(
@@ -82,6 +95,8 @@ class MPOLinear(nn.Module):
             for shape in zip(self.ranks[:-1], rows, cols, self.ranks[1:], strict=True)
         )
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self._dense = DenseCache()
+        self._shared: Tensor | None = None  # set by share_rebuilds
         self.reset_parameters()
 
     def reset_parameters(self, std: float | None = None) -> None:
@@ -98,13 +113,52 @@ class MPOLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        path = "left" if self.path == "chain" else "reconstruct"
-        return reference(x, list(self.cores), self.bias, path)
+        cores, bias = list(self.cores), self.bias
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
+        if torch.is_autocast_enabled(x.device.type):  # as nn.Linear: everything in the type of the region
+            dtype = torch.get_autocast_dtype(x.device.type)
+            if x.dtype != torch.float64:
+                x, cores = x.to(dtype), [core.to(dtype) for core in cores]
+                bias = None if bias is None else bias.to(dtype)
+        elif x.dtype != cores[0].dtype:
+            raise ValueError(f"x must be of the layer's dtype, {cores[0].dtype}, got {x.dtype}")
+        if self._shared is not None:
+            return nn.functional.linear(x, self._shared.to(x.dtype), bias)
+        if not (self.training or torch.compiler.is_compiling()) and self.path != "chain":
+            parameters = list(self.cores)
+            if self._dense.usable(parameters) and plan_for(x, cores, self.path, rebuilt=True).how == "reconstruct":
+                weight = self._dense.get(parameters, lambda: mpo_weights([parameters])[0])
+                return nn.functional.linear(x, weight.to(x.dtype), bias)
+        return mpo_linear(x, cores, bias, self.path)
+
+    def plan(self, tokens: int) -> Plan:
+        """How a forward pass of `tokens` rows runs now: through the weight, or as a chain, from which end."""
+        first = self.cores[0]
+        kept = not self.training and self.path != "chain" and self._dense.usable(list(self.cores))
+        return plan(
+            sizes_of(list(self.cores)),
+            tokens,
+            itemsize=first.element_size(),
+            threads=torch.get_num_threads(),
+            path=self.path,
+            gpu=first.device.type not in ("cpu", "meta"),
+            rebuilt=kept,
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; forgets the weight that evaluation kept."""
+        self._dense.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._dense.clear()
+        return super()._apply(*args, **kwargs)
 
     @property
     def weight(self) -> Tensor:
         """The dense weight (out_features, in_features), computed at every access; differentiable."""
-        return rebuild(list(self.cores))
+        return mpo_weights([list(self.cores)])[0]
 
     @classmethod
     def from_linear(
@@ -117,7 +171,9 @@ class MPOLinear(nn.Module):
         rank: int | tuple[int, ...] | None = None,
         tol: float | None = None,
         max_rank: int | None = None,
+        balance: bool = True,
         path: Path = "auto",
+        rng: Any = None,
     ) -> Self:
         """Decompose a trained layer by TT-SVD of its weight; `linear` is left as it is.
 
@@ -129,7 +185,12 @@ class MPOLinear(nn.Module):
         order, row_shape, col_shape, path
             As in the constructor.
         rank, tol, max_rank
-            Bonds, or the smallest bonds whose relative Frobenius error is at most `tol`, none above `max_rank`.
+            As in `tensorfact.tt_matrix_svd`: bonds, or the smallest bonds whose relative Frobenius error is at most
+            `tol`, none above `max_rank`.
+        balance : bool
+            Share the singular values of each bond between its two cores, so that all train at one pace.
+        rng
+            As in `tensorfact.tt_matrix_svd`.
 
         Raises
         ------
@@ -144,8 +205,17 @@ class MPOLinear(nn.Module):
         rows, cols = _shapes(linear.in_features, linear.out_features, order, row_shape, col_shape)
         if weight.dtype in (torch.float16, torch.bfloat16):
             weight = weight.float()
-        cores = decompose(weight, rows, cols, rank=rank, tol=tol, max_rank=max_rank)
-        layer = cls._from_cores(cores, linear.bias, path, linear.weight.device, linear.weight.dtype)
+        matrix = tt_matrix_svd(
+            weight.numpy() if weight.device.type == "cpu" else weight,
+            rows,
+            cols,
+            rank=rank,
+            tol=tol,
+            max_rank=max_rank,
+            balance=balance,
+            rng=rng,
+        )
+        layer = cls.from_matrix(matrix, linear.bias, path=path, device=linear.weight.device, dtype=linear.weight.dtype)
         for core in layer.cores:
             core.requires_grad_(linear.weight.requires_grad)
         if layer.bias is not None:
@@ -167,17 +237,6 @@ class MPOLinear(nn.Module):
         `device` and `dtype` default to those of the cores.
         """
         cores = [torch.asarray(core, copy=True) for core in matrix.cores]
-        return cls._from_cores(cores, bias, path, device, dtype)
-
-    @classmethod
-    def _from_cores(
-        cls,
-        cores: Sequence[Tensor],
-        bias: Tensor | None,
-        path: Path,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> Self:
         rows, cols = tuple(core.shape[1] for core in cores), tuple(core.shape[2] for core in cores)
         layer = cls(
             math.prod(cols),
