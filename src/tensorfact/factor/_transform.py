@@ -53,8 +53,8 @@ class Transform:
     name: str
     length: int
     given: np.ndarray | None = field(default=None)
-    _inverse: np.ndarray | None = field(default=None)
-    _scale: float | None = field(default=None)
+    _inverse: np.ndarray | None = field(default=None, init=False)
+    _scale: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.name in NAMES and self.given is None:
