@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from tensorfact.torch.low_rank import LowRankLinear
+from tensorfact.torch.lproduct import lproduct, lqr, ltranspose
+from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 
-__all__ = ["LowRankLinear"]
+__all__ = ["LTransformerEncoder", "LTransformerEncoderLayer", "LowRankLinear", "lproduct", "lqr", "ltranspose"]
