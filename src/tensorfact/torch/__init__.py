@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from tensorfact.torch.low_rank import LowRankLinear
-from tensorfact.torch.lproduct import lproduct, lqr, ltranspose
+from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 
-__all__ = ["LTransformerEncoder", "LTransformerEncoderLayer", "LowRankLinear", "lproduct", "lqr", "ltranspose"]
+__all__ = [
+    "LTransformerEncoder",
+    "LTransformerEncoderLayer",
+    "LowRankLinear",
+    "lproduct",
+    "lqr",
+    "ltranspose",
+    "ltruncate",
+]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tensorfact.factor import Transform
+from tensorfact.torch._ltruncate import best_approximation
 
-__all__ = ["lproduct", "lqr", "ltranspose"]
+__all__ = ["lproduct", "lqr", "ltranspose", "ltruncate"]
 
 Axis = int | Sequence[int] | None
 
@@ -82,6 +83,29 @@ def lqr(a: Tensor, transform: Any = "dct", *, axis: Axis = None) -> tuple[Tensor
     diagonal = r.diagonal(dim1=-2, dim2=-1)
     phase = torch.where(diagonal == 0, torch.ones_like(diagonal), diagonal.sgn()).detach()
     return plan.from_faces(q * phase.unsqueeze(-2)), plan.from_faces(phase.conj().unsqueeze(-1) * r)
+
+
+def ltruncate(a: Tensor, transform: Any = "dct", *, rank: int, axis: Axis = None) -> Tensor:
+    """The best tensor of tubal rank ``rank``, as a tensor with gradients; factors come from `tensorfact.lsvd_truncate`.
+
+    Gradients exist where the last kept and the first dropped singular value of every face differ; ties elsewhere do no
+    harm. They can be taken once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tensorfact.torch import ltruncate
+    >>> ltruncate(torch.ones(3, 4, 2), rank=1)[0, 0]
+    tensor([1.0000, 1.0000])
+    """
+    plan = _plan(transform, axis, a)
+    _check(plan, a, "a")
+    faces = plan.to_faces(a)
+    count = min(faces.shape[-2:])
+    if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= count:
+        raise ValueError(f"rank must be between 1 and {count}, got {rank!r}")
+    mask = (torch.arange(count, device=a.device) < rank).expand(*faces.shape[:-2], count)
+    return plan.from_faces(best_approximation(faces, mask))
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +194,18 @@ def _matrices(transform: Any, p: int, dtype: torch.dtype, device: torch.device) 
         partner = None if transform.is_complex() else range(transform.shape[0])
         return transform, torch.linalg.inv(transform), partner
     if isinstance(transform, str):
-        transform = Transform(transform, p)
-    elif not isinstance(transform, Transform):
+        return _named(transform, p, dtype, device)
+    if not isinstance(transform, Transform):
         transform = Transform.from_matrix(transform)
+    return _constants(transform, dtype, device)
+
+
+@torch.compiler.assume_constant_result
+def _named(name: str, p: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Any]:
+    return _constants(Transform(name, p), dtype, device)
+
+
+def _constants(transform: Transform, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Any]:
     kind = torch.promote_types(dtype, torch.complex64) if transform.is_complex else dtype
     z, inverse = (
         torch.tensor(m.tolist(), dtype=kind, device=device) for m in (transform.matrix, transform.inverse_matrix)
