@@ -45,7 +45,7 @@ def merge_masks(
                 return full[None, None], False
             full = full[None, None, None]
         else:
-            full = full.unflatten(0, (batch, slices, heads)).transpose(0, 1)
+            full = full.reshape(batch, slices, heads, length, length).transpose(0, 1)
         found = full if found is None else full & found if kind == torch.bool else full + found
     assert found is not None
     return found.reshape(slices * batch, *found.shape[2:]), False

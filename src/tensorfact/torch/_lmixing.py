@@ -36,7 +36,7 @@ class Mixing(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """After a change of precision the matrices are made again: a float32 one, widened, has float32 digits."""
         before = self.matrix.dtype
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.matrix.dtype != before and not self.matrix.is_meta and self.transform.given is None:
             for name in ("matrix", "inverse_matrix"):
                 old = getattr(self, name)
@@ -156,7 +156,7 @@ class SlicePositions(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         before = self.table.dtype
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.kind != "learnable" and self.table.dtype != before and not self.table.is_meta:
             self.table = _tensor(self._sinusoids(), self.table.device, self.table.dtype)
         return self

@@ -81,7 +81,7 @@ class SliceLayerNorm(nn.Module):
             normal = functional.layer_norm(x, (features,), eps=self.eps)
             weight = self.weight.unsqueeze(1)
             return normal * weight if self.bias is None else torch.addcmul(self.bias.unsqueeze(1), normal, weight)
-        y = x.unflatten(-1, (p, features))
+        y = x.reshape(*x.shape[:-1], p, features)
         z, inverse = self.mixing.matrices() if self.mixing is not None else (None, None)
         y = y if z is None else torch.einsum("uk,...kj->...uj", z, y)
         y = functional.layer_norm(y, (features,), eps=self.eps) * self.weight

@@ -22,7 +22,8 @@ class _BestApproximation(torch.autograd.Function):
     def forward(ctx: Any, faces: Tensor, mask: Tensor) -> Tensor:
         u, s, vh = torch.linalg.svd(faces, full_matrices=False)
         ctx.save_for_backward(u, s, vh, mask)
-        return (u * (s * mask).unsqueeze(-2)) @ vh
+        found: Tensor = (u * (s * mask).unsqueeze(-2)) @ vh
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable

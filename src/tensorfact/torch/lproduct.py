@@ -194,13 +194,14 @@ def _matrices(transform: Any, p: int, dtype: torch.dtype, device: torch.device) 
         partner = None if transform.is_complex() else range(transform.shape[0])
         return transform, torch.linalg.inv(transform), partner
     if isinstance(transform, str):
-        return _named(transform, p, dtype, device)
+        found: tuple[Tensor, Tensor, Any] = _named(transform, p, dtype, device)
+        return found
     if not isinstance(transform, Transform):
         transform = Transform.from_matrix(transform)
     return _constants(transform, dtype, device)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _named(name: str, p: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Any]:
     return _constants(Transform(name, p), dtype, device)
 

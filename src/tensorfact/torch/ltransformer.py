@@ -91,7 +91,7 @@ class LTransformerEncoderLayer(nn.Module):
         max_len: int = 512,
     ) -> None:
         super().__init__()
-        for name, value in (("d_model", d_model), ("dim_feedforward", dim_feedforward), ("slices", slices)):
+        for name, value in (("slices", slices), ("d_model", d_model), ("dim_feedforward", dim_feedforward)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
             if value % slices:
@@ -114,11 +114,8 @@ class LTransformerEncoderLayer(nn.Module):
         self.norm1 = SliceLayerNorm(slices, width, layer_norm_eps, bias=bias, **place)
         self.norm2 = SliceLayerNorm(slices, width, layer_norm_eps, bias=bias, **place)
         self.dropout, self.dropout1, self.dropout2 = (nn.Dropout(dropout) for _ in range(3))
-        self.activation = (
-            {"relu": functional.relu, "gelu": functional.gelu}[activation]
-            if isinstance(activation, str)
-            else activation
-        )
+        named: dict[Any, Any] = {"relu": functional.relu, "gelu": functional.gelu}
+        self.activation: Callable[[Tensor], Tensor] = named.get(activation, activation)
 
     def forward(
         self,
@@ -162,7 +159,8 @@ class LTransformerEncoderLayer(nn.Module):
 
     def _attend(self, x: Tensor, where: Tensor | None, batch: int, mask: Tensor | None, causal: bool) -> Tensor:
         if where is not None:
-            x = (x.unflatten(1, (batch, -1)) + where.unsqueeze(1)).flatten(1, 2)
+            p, rows, features = x.shape
+            x = (x.view(p, batch, -1, features) + where.unsqueeze(1)).view(p, rows, features)
         return self.self_attn(x, batch, mask, causal)  # type: ignore[no-any-return]
 
     def _feed(self, x: Tensor) -> Tensor:
