@@ -265,7 +265,7 @@ class LTransformerEncoder(nn.Module):
     ) -> Tensor:
         """Run all layers; arguments as in `LTransformerEncoderLayer.forward`."""
         out = run_layers(list(self.layers), src, mask, src_key_padding_mask, bool(is_causal))
-        return out if self.norm is None else self.norm(out)  # type: ignore[no-any-return]
+        return out if self.norm is None else self.norm(out)
 
     @classmethod
     def from_dense(cls, encoder: nn.TransformerEncoder, **options: Any) -> Self:
