@@ -53,8 +53,8 @@ class Transform:
     name: str
     length: int
     given: np.ndarray | None = field(default=None)
-    _inverse: np.ndarray | None = field(default=None)
-    _scale: float | None = field(default=None)
+    _inverse: np.ndarray | None = field(default=None, init=False)
+    _scale: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.name in NAMES and self.given is None:
@@ -218,7 +218,7 @@ class Transform:
 
 def _checked(m: Any) -> tuple[np.ndarray, float]:
     """A square, finite matrix in double precision, and the eps that it was given in."""
-    z = np.array(m.detach().cpu() if hasattr(m, "detach") else m)
+    z = np.array(m.detach().cpu().numpy() if hasattr(m, "detach") else m)
     if z.ndim != 2 or z.shape[0] != z.shape[1] or z.shape[0] == 0:
         raise ValueError(f"m must be a square matrix, got shape {z.shape}")
     if z.dtype.kind not in "iufc":
