@@ -10,6 +10,7 @@ namespace tensorfact::bind {
 
 void bind_lapack(py::module_& m);
 void bind_dense(py::module_& m);
+void bind_spline(py::module_& m);
 
 namespace {
 
@@ -45,4 +46,5 @@ PYBIND11_MODULE(TENSORFACT_MODULE, m, pybind11::mod_gil_not_used()) {
     m.def("probe_pool", &bind::probe_pool, pybind11::arg("nthreads"), pybind11::arg("fail"));
     bind::bind_lapack(m);
     bind::bind_dense(m);
+    bind::bind_spline(m);
 }

@@ -12,13 +12,35 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from tensorfact.factor import LowRank, LowRankInfo, randomized_svd, singular_values, softmax_bound
+from tensorfact.factor import (
+    BSplineBasis,
+    Decoupling,
+    DecouplingInfo,
+    DecouplingProgress,
+    LowRank,
+    LowRankInfo,
+    clamped_knots,
+    decouple,
+    difference_penalty,
+    quantile_knots,
+    randomized_svd,
+    singular_values,
+    softmax_bound,
+)
 from tensorfact.kernels import get_num_threads, set_num_threads
 
 __all__ = [
+    "BSplineBasis",
+    "Decoupling",
+    "DecouplingInfo",
+    "DecouplingProgress",
     "LowRank",
     "LowRankInfo",
+    "clamped_knots",
+    "decouple",
+    "difference_penalty",
     "get_num_threads",
+    "quantile_knots",
     "randomized_svd",
     "set_num_threads",
     "singular_values",

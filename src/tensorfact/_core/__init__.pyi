@@ -20,3 +20,37 @@ def matmul(a: NDArray[_F], b: NDArray[_F], out: NDArray[_F]) -> None: ...
 def eigh(a: NDArray[_F], values: NDArray[Any]) -> int: ...
 def gram(a: NDArray[_F], out: NDArray[Any], nthreads: int) -> None: ...
 def cholesky_qr(y: NDArray[_F], q: NDArray[_F], r: NDArray[_F], g: NDArray[Any], nthreads: int) -> float: ...
+def spline_basis(
+    x: NDArray[_R],
+    knots: NDArray[_R],
+    degree: int,
+    nu: int,
+    clamp: bool,
+    values: NDArray[_R],
+    first: NDArray[np.int32],
+    nthreads: int,
+) -> None: ...
+def spline_uniform(knots: NDArray[_R], degree: int) -> bool: ...
+def spline_values(
+    x: NDArray[_R],
+    knots: NDArray[_R],
+    degree: int,
+    nu: int,
+    clamp: bool,
+    coefficients: NDArray[_R],
+    out: NDArray[_R],
+    nthreads: int,
+) -> None: ...
+def spline_gram(
+    x: NDArray[_R],
+    knots: NDArray[_R],
+    degree: int,
+    nu: int,
+    clamp: bool,
+    weights: NDArray[_R],
+    y: NDArray[_R],
+    band: NDArray[np.float64],
+    rhs: NDArray[np.float64],
+    nthreads: int,
+) -> None: ...
+def spline_solve(band: NDArray[np.float64], rhs: NDArray[np.float64], branches: int, nthreads: int) -> float: ...

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from tensorfact.factor._decoupling_fit import Progress as DecouplingProgress
+from tensorfact.factor._decoupling_result import Decoupling, DecouplingInfo
 from tensorfact.factor._result import LowRank, LowRankInfo
 from tensorfact.factor.certificate import softmax_bound
+from tensorfact.factor.decoupling import decouple
 from tensorfact.factor.low_rank import randomized_svd, singular_values
+from tensorfact.factor.splines import BSplineBasis, clamped_knots, difference_penalty, quantile_knots
 
-__all__ = ["LowRank", "LowRankInfo", "randomized_svd", "singular_values", "softmax_bound"]
+__all__ = [
+    "BSplineBasis",
+    "Decoupling",
+    "DecouplingInfo",
+    "DecouplingProgress",
+    "LowRank",
+    "LowRankInfo",
+    "clamped_knots",
+    "decouple",
+    "difference_penalty",
+    "quantile_knots",
+    "randomized_svd",
+    "singular_values",
+    "softmax_bound",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tensorfact.kernels._dispatch import active, get_num_threads, set_num_threads
 from tensorfact.kernels.dense import cholesky_qr, eigh, gram, matmul, normal_apply, sum_squares
+from tensorfact.kernels.spline import spline_basis, spline_gram, spline_solve, spline_uniform, spline_values
 
 __all__ = [
     "active",
@@ -14,5 +15,10 @@ __all__ = [
     "matmul",
     "normal_apply",
     "set_num_threads",
+    "spline_basis",
+    "spline_gram",
+    "spline_solve",
+    "spline_uniform",
+    "spline_values",
     "sum_squares",
 ]
