@@ -1,6 +1,7 @@
 """Coupled matrix-tensor factorisation by alternating least squares, all starts at once.
 
-Lineage: CMTF with constrained factors (Zniyed, Usevich, Miron, Brie, arXiv 2106.13542), B-splines (arXiv 2504.03263, 2605.18794).
+Lineage: CMTF with constrained factors (Zniyed, Usevich, Miron, Brie, arXiv 2106.13542), B-splines (arXiv 2504.03263,
+2605.18794).
 Not known from these: the exact regularisation, normalisation, initialisation and stop rule. Those here are our own.
 """
 
@@ -8,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tensorfact import kernels
-from tensorfact.factor._branches import Branches, Problem, alive_range, centred, data_knots, values
+from tensorfact.factor._branches import Branches, Problem, alive_range, data_knots, values
 from tensorfact.factor._coupled import coupled_coefficients
 
 __all__ = ["Sweeps", "alternate"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 _MAX_REPAIRS = 3  # of one branch
 _COEFFICIENT_RIDGE = 1e-12  # of the banded systems, relative to the mean diagonal
 
@@ -161,7 +161,9 @@ def _strongest(
     """The leading rank-one term of what the other branches leave of the Jacobians, by power iteration."""
     others = np.arange(w.shape[0]) != branch
     wo, vo, ho = w[others], v[others], h[others]
-    a, b, s = rng.standard_normal(w.shape[1]), rng.standard_normal(v.shape[1]), np.ones(h.shape[1])
+    a = rng.standard_normal((1, w.shape[1]))[0]
+    b = rng.standard_normal((1, v.shape[1]))[0]
+    s: Array = np.ones(h.shape[1])
     for _ in range(5):
         b = b / max(float(np.linalg.norm(b)), 1e-300)
         projected = problem.jac.project(b[None])
@@ -171,7 +173,7 @@ def _strongest(
         b = problem.jac.inputs(a[None], s[None])[0] - ((wo @ a) * (ho @ s)) @ vo
     length = float(np.linalg.norm(b))
     if not np.isfinite(length) or length < 1e-150:
-        b, s = rng.standard_normal(v.shape[1]), np.ones(h.shape[1])
+        b, s = rng.standard_normal((1, v.shape[1]))[0], np.ones(h.shape[1])
         length = float(np.linalg.norm(b))
     extent = float(np.sqrt(np.linalg.norm(s))) or 1.0
     return a * extent, b / length, s / extent

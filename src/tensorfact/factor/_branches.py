@@ -14,7 +14,7 @@ from tensorfact.factor.splines import clamped_knots, quantile_knots
 
 __all__ = ["Branches", "Problem", "alive_range", "centred", "uniform_range", "values"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +75,23 @@ class Branches:
 def values(problem: Problem, z: Array, knots: Array, c: Array, nu: int) -> Array:
     """Splines or derivatives at z (..., N), any leading axes."""
     flat = [a.reshape(-1, a.shape[-1]) for a in (z, knots, c)]
-    return kernels.spline_values(flat[0], flat[1], problem.degree, flat[2], nu).reshape(z.shape)
+    found: Array = kernels.spline_values(flat[0], flat[1], problem.degree, flat[2], nu).reshape(z.shape)
+    return found
 
 
 def centred(a: Array) -> Array:
     """Less the mean over the samples."""
-    return a - a.mean(axis=-1, keepdims=True)
+    rest: Array = a - a.mean(axis=-1, keepdims=True)
+    return rest
 
 
-def alive_range(z: Array, scale: float) -> Array:
+def alive_range(z: Array, scale: float) -> NDArray[np.bool_]:
     """Whether each row of z spreads enough, against the size of the data, to carry a spline."""
-    return np.ptp(z, axis=-1) > 1e-9 * scale
+    alive: NDArray[np.bool_] = np.ptp(z, axis=-1) > 1e-9 * scale
+    return alive
 
 
-def data_knots(problem: Problem, z: Array, alive: Array) -> Array:
+def data_knots(problem: Problem, z: Array, alive: NDArray[np.bool_]) -> Array:
     """Knots that follow z, one row a branch; dead branches get those of the unit interval."""
     rows = np.empty((*z.shape[:-1], problem.n_basis + problem.degree + 1))
     share = np.linspace(0, 1, problem.n_basis - problem.degree + 1)

@@ -1,9 +1,8 @@
-"""One start in full: error, gradient in all parameters, and the exact least-squares coefficients of both data blocks."""
+"""One start in full: error, gradient in all parameters, and the exact coefficients of both data blocks together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from tensorfact.factor._branches import Branches, Problem, centred
 
 __all__ = ["Point", "coefficient_matrix", "coupled_coefficients", "dense_basis", "evaluate", "pinned"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 _REFINEMENTS = 3  # of the coupled normal equations by their residual: they square the condition number
 _COEFFICIENT_RIDGE = 1e-12
 
@@ -74,7 +73,8 @@ def evaluate(problem: Problem, state: Branches) -> Point:
 
 
 def _adjoint(problem: Problem, state: Branches, z: Array, y: Array, nu: int) -> Array:
-    return kernels.spline_gram(z, state.knots, problem.degree, y, nu)[1]
+    found: Array = kernels.spline_gram(z, state.knots, problem.degree, y, nu)[1]
+    return found
 
 
 def dense_basis(problem: Problem, z: Array, knots: Array, nu: int) -> Array:
@@ -144,4 +144,5 @@ def coupled_coefficients(problem: Problem, state: Branches) -> Array:
 
 def pinned(c: Array, values: Array) -> Array:
     """Coefficients (r, k) less a constant each, so that the branches have zero mean over the samples."""
-    return c - np.einsum("rk,rk->r", c, values.mean(axis=-1))[:, None]
+    means: Array = np.einsum("rk,rk->r", c, values.mean(axis=-1))
+    return c - means[:, None]

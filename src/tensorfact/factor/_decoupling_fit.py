@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from tensorfact.factor._polish import polish
 
 __all__ = ["Progress", "Scaling", "Settings", "fit", "scaling_of"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 _EXACT = 1e-26  # objective at which further starts cannot do better: squared relative errors of 1e-13
 
 
@@ -78,15 +77,23 @@ def scaling_of(x: Array, f: Array, normalize: bool) -> Scaling:
 
 
 def fit(
-    problem: Problem, scaling: Scaling, settings: Settings, rng: np.random.Generator, notes: list[str]
+    problem: Problem,
+    scaling: Scaling,
+    settings: Settings,
+    rng: np.random.Generator,
+    notes: list[str],
+    given: tuple[Array, Array, Array] | None = None,
 ) -> Decoupling:
-    """Fit normalised data and return the result in the user's units; its errors are left for the caller to measure."""
+    """Fit normalised data and return the result in the user's units; its errors are left for the caller to measure.
+
+    `given` replaces the first start: w (r, n), v (r, m), h (r, N).
+    """
 
     def tell(phase: str, step: int, objective: Array) -> None:
         if settings.progress is not None:
             settings.progress(Progress(phase, step, objective))
 
-    start = _starts(problem, settings.n_restarts, rng)
+    start = _starts(problem, settings.n_restarts, rng, given)
     sweeps = alternate(
         problem,
         *start,
@@ -136,17 +143,19 @@ def fit(
     return _in_users_units(problem, scaling, state, info)
 
 
-def _starts(problem: Problem, count: int, rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
+def _starts(
+    problem: Problem, count: int, rng: np.random.Generator, given: tuple[Array, Array, Array] | None
+) -> tuple[Array, Array, Array, Array]:
     """Normal factors; the first start by generalised eigenvectors where the rank allows."""
     r, n, m = problem.rank, problem.f.shape[1], problem.x.shape[1]
     w = rng.standard_normal((count, r, n))
     v = rng.standard_normal((count, r, m))
     v /= np.linalg.norm(v, axis=-1, keepdims=True)
     h, values = rng.standard_normal((count, r, problem.count)), rng.standard_normal((count, r, problem.count))
-    if 1 < r <= min(n, m):
-        found = _pencil(problem, rng)
-        if found is not None:
-            w[0], v[0], h[0] = found
+    if given is None and 1 < r <= min(n, m):
+        given = _pencil(problem, rng)
+    if given is not None:
+        w[0], v[0], h[0] = given
     return w, v, h, values - values.mean(axis=-1, keepdims=True)
 
 

@@ -14,7 +14,7 @@ from tensorfact import kernels
 
 __all__ = ["Decoupling", "DecouplingInfo"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,18 +155,19 @@ class Decoupling:
     def internals(self, x: ArrayLike, nu: int = 0) -> Array:
         """Branch values ``g_i(v_i^T x)`` or derivatives, shape (N, r), for x (N, m)."""
         z = np.ascontiguousarray((self._points(x) @ self.v).T)
-        return kernels.spline_values(z, self.knots, self.degree, self.coefficients, nu).T
+        found: Array = kernels.spline_values(z, self.knots, self.degree, self.coefficients, nu).T
+        return found
 
     def __call__(self, x: ArrayLike) -> Array:
         """Outputs (N, n) at inputs (N, m), or (n,) at one input (m,); straight on outside the knots."""
         single = np.ndim(x) == 1
-        y = self.internals(x) @ self.w.T + self.bias
+        y: Array = self.internals(x) @ self.w.T + self.bias
         return y[0] if single else y
 
     def jacobian(self, x: ArrayLike) -> Array:
         """Jacobians (N, n, m) at inputs (N, m), or (n, m) at one input (m,)."""
         single = np.ndim(x) == 1
-        jac = np.einsum("ni,si,mi->snm", self.w, self.internals(x, 1), self.v, optimize=True)
+        jac: Array = np.einsum("ni,si,mi->snm", self.w, self.internals(x, 1), self.v, optimize=True)
         return jac[0] if single else jac
 
     def _points(self, x: ArrayLike) -> Array:

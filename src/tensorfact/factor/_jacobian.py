@@ -1,19 +1,19 @@
 """What decoupling asks of the Jacobians: products with factors, never their entries.
 
-Factors are stored one branch a row: W (c, n), V (c, m), H (c, N). A fit of several starts puts their branches below each
-other, so that one product with the Jacobians serves all of them. All products go through NumPy's BLAS.
+Factors are stored one branch a row: W (c, n), V (c, m), H (c, N). A fit of several starts puts their branches below
+each other, so that one product with the Jacobians serves all of them. All products go through NumPy's BLAS.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["DenseJacobian", "Jacobian", "MLPJacobian"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 
 
 class Jacobian(Protocol):
@@ -61,11 +61,13 @@ class DenseJacobian:
 
     def outputs(self, projected: Array, h: Array) -> Array:
         """See `Jacobian`."""
-        return np.matmul(h[:, None, :], projected)[:, 0]
+        found: Array = np.matmul(h[:, None, :], projected)[:, 0]
+        return found
 
     def samples(self, projected: Array, w: Array) -> Array:
         """See `Jacobian`."""
-        return np.matmul(projected, w[:, :, None])[:, :, 0]
+        found: Array = np.matmul(projected, w[:, :, None])[:, :, 0]
+        return found
 
     def inputs(self, w: Array, h: Array) -> Array:
         """See `Jacobian`."""

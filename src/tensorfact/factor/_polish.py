@@ -1,4 +1,4 @@
-"""Joint polish of weights and coefficients at fixed knots: Levenberg-Marquardt, or L-BFGS where its matrix is too large.
+"""Joint polish of weights and coefficients at fixed knots: Levenberg-Marquardt, or L-BFGS for many parameters.
 
 The alternating sweeps leave out how the splines' arguments move with v; with that term the error falls to round-off
 where splines can represent the function.
@@ -18,7 +18,7 @@ from tensorfact.factor._coupled import Point, coefficient_matrix, coupled_coeffi
 
 __all__ = ["Polished", "polish"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 LM_PARAMETERS = 3000  # the normal matrix of more takes longer than many steps of L-BFGS
 _MAX_ROUNDS = 3  # of new knots, where z left the range of the old ones
 _ROUND_OFF = 1e-31  # objective: squared relative error
@@ -62,7 +62,8 @@ def polish(problem: Problem, start: Branches, *, method: str, max_iter: int) -> 
 
 def _means(problem: Problem, state: Branches) -> Array:
     z = state.v @ problem.x.T
-    return kernels.spline_values(z, state.knots, problem.degree, state.c).mean(axis=1, keepdims=True)
+    means: Array = kernels.spline_values(z, state.knots, problem.degree, state.c).mean(axis=1, keepdims=True)
+    return means
 
 
 def _shifted(state: Branches, step: Array) -> Branches:
@@ -86,12 +87,12 @@ def _levenberg_marquardt(problem: Problem, state: Branches, max_iter: int) -> tu
         diagonal += 1e-10 * diagonal.max(initial=0.0) + 1e-300
         gradient = point.gradient
         try:
-            step = -np.linalg.solve(matrix + np.diag(damping * diagonal), gradient)
+            step: NDArray[Any] = -np.linalg.solve(matrix + np.diag(damping * diagonal), gradient)
         except np.linalg.LinAlgError:
             step = np.full(gradient.shape, np.nan)
         accepted = False
         if np.isfinite(step).all():
-            trial = _shifted(state, step)
+            trial = _shifted(state, step.astype(np.float64, copy=False))
             trial.c -= _means(problem, trial)  # steps along the free constants would add up
             found = evaluate(problem, trial)
             accepted = found.half < point.half
@@ -161,18 +162,19 @@ def _lbfgs(problem: Problem, state: Branches, max_iter: int) -> tuple[Branches, 
     scale = np.concatenate(curvature)
     scale = 1 / np.sqrt(np.maximum(scale, 1e-8 * scale.max()))
     unit = point.half
-    seen = {"x": np.zeros(scale.size), "half": point.half}
+    least, best = point.half, np.zeros(scale.size)
 
     def objective(x: Array) -> tuple[float, Array]:
+        nonlocal least, best
         at = evaluate(problem, _shifted(state, scale * x))
         half = at.half if np.isfinite(at.half) else 1e300
-        if half < seen["half"]:
-            seen.update(x=x.copy(), half=half)
+        if half < least:
+            least, best = half, x.copy()
         return half / unit, scale * at.gradient / unit
 
-    options = {"maxiter": max_iter, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-12, "maxfun": 2 * max_iter}
+    options: Any = {"maxiter": max_iter, "maxcor": 20, "ftol": 1e-9, "gtol": 1e-12, "maxfun": 2 * max_iter}
     result = minimize(objective, np.zeros(scale.size), jac=True, method="L-BFGS-B", options=options)
-    state = _shifted(state, scale * np.asarray(seen["x"]))
+    state = _shifted(state, scale * best)
     return state, evaluate(problem, state), int(result.nit)
 
 

@@ -18,7 +18,7 @@ from tensorfact.factor.splines import MAX_DEGREE
 
 __all__ = ["decouple"]
 
-Array = NDArray[Any]
+Array = NDArray[np.float64]
 Polish = Literal["auto", "lm", "lbfgs"] | bool
 
 
@@ -121,8 +121,8 @@ def decouple(
     >>> max(fit.error, fit.jacobian_error) < 1e-12
     True
     """
-    inputs, outputs = _matrix(x, "x"), _matrix(f, "f")
-    jacobians = _finite(np.asarray(jac), "jac")
+    inputs, outputs = matrix(x, "x"), matrix(f, "f")
+    jacobians = finite(np.asarray(jac), "jac")
     count, m = inputs.shape
     n = outputs.shape[1]
     if outputs.shape[0] != count:
@@ -145,10 +145,11 @@ def decouple(
     )
     settings = make_settings(problem, coefficients, polish, n_restarts, max_iter, stop_tol, polish_iter, progress)
     found = fit(problem, scaling, settings, np.random.default_rng(rng), notes_on(problem))
+    found = rounded(found, x, f, jac)
     return replace(
         found,
-        error=_relative(outputs, found(inputs)),
-        jacobian_error=_relative(jacobians, found.jacobian(inputs)),
+        error=relative(outputs, found(inputs)),
+        jacobian_error=relative(jacobians, found.jacobian(inputs)),
     )
 
 
@@ -202,7 +203,7 @@ def make_settings(
         raise ValueError(f"coefficients must be 'project' or 'exact', got {coefficients!r}")
     if polish not in (True, False, "auto", "lm", "lbfgs"):
         raise ValueError(f"polish must be True, False, 'auto', 'lm' or 'lbfgs', got {polish!r}")
-    method = {True: "auto", False: "none"}.get(polish, polish)  # type: ignore[call-overload]
+    method = {"True": "auto", "False": "none"}.get(str(polish), str(polish))
     return Settings(
         max_iter=check_count("max_iter", max_iter, 1),
         stop_tol=check_fraction("stop_tol", stop_tol, 0.0, 1.0),
@@ -235,22 +236,33 @@ def _variation(f: Array) -> float:
     return norm2 if norm2 > f.size * 1e-28 else 0.0
 
 
-def _relative(truth: Array, found: Array) -> float:
+def rounded(found: Decoupling, *given: Any) -> Decoupling:
+    """In float32 where all that was given is in single or half precision; the fit itself runs in float64."""
+    if not all(np.asarray(a).dtype in (np.float16, np.float32) for a in given):
+        return found
+    names = ("w", "v", "knots", "coefficients", "bias")
+    return replace(found, **{name: getattr(found, name).astype(np.float32) for name in names})
+
+
+def relative(truth: Array, found: Array) -> float:
+    """Relative Frobenius distance; the distance itself from zero."""
     norm = float(np.linalg.norm(truth))
     distance = float(np.linalg.norm(truth - found))
     return distance / norm if norm > 0 else distance
 
 
-def _matrix(a: ArrayLike, name: str) -> Array:
+def matrix(a: ArrayLike, name: str) -> Array:
+    """Samples in float64."""
     array = np.asarray(a)
     if array.ndim != 2:
         raise ValueError(f"{name} must have two axes, one row a sample, got shape {array.shape}")
     if array.shape[0] < 2 or array.shape[1] < 1:
         raise ValueError(f"{name} must hold at least two samples of at least one number, got shape {array.shape}")
-    return _finite(array, name)
+    return finite(array, name)
 
 
-def _finite(array: Array, name: str) -> Array:
+def finite(array: NDArray[Any], name: str) -> Array:
+    """Real finite numbers in float64."""
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
     wide = array.astype(np.float64)

@@ -195,7 +195,7 @@ class BSplineBasis:
     degree: int = 3
     outside: Outside = "linear"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: D105
         given = np.asarray(self.knots)
         if given.ndim != 1:
             raise ValueError(f"knots must have one axis, got shape {given.shape}")
@@ -315,12 +315,16 @@ class BSplineBasis:
         solution, _ = kernels.spline_solve(total[None], rhs[None])
         if not np.isfinite(solution).all():
             raise ValueError("x determines too few coefficients: give ridge > 0 or smooth > 0")
-        return solution[0].astype(self.dtype)
+        found: Array = solution[0].astype(self.dtype)
+        return found
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # noqa: D105
         lo, hi = self.domain
         kind = "uniform" if self.uniform else "general"
-        return f"BSplineBasis(degree={self.degree}, n_basis={self.n_basis}, [{lo:.4g}, {hi:.4g}], {kind} knots, {self.dtype})"
+        return (
+            f"BSplineBasis(degree={self.degree}, n_basis={self.n_basis}, [{lo:.4g}, {hi:.4g}], {kind} knots, "
+            f"{self.dtype})"
+        )
 
     @property
     def _tails(self) -> Literal["linear", "clamp"]:

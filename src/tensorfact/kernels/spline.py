@@ -373,7 +373,7 @@ def spline_solve(band: ArrayLike, rhs: ArrayLike, /, *, workers: int | None = No
 
 
 def spline_uniform(knots: ArrayLike, degree: int) -> bool:
-    """Whether one row of knots takes the fast path of `spline_basis`: equally spaced, the ends repeated or spaced alike.
+    """Whether one row of knots takes the fast path of `spline_basis`: equally spaced, ends repeated or spaced alike.
 
     Spacings may differ by 128 eps, which is what rounding does to 200 intervals.
 
