@@ -48,3 +48,37 @@ def tall_triangle(y: NDArray[_F], r: NDArray[_F], nthreads: int) -> None: ...
 def tall_product(
     y: NDArray[_F], v: NDArray[_F], w: NDArray[_F], sums: NDArray[np.float64], residual: bool, nthreads: int
 ) -> None: ...
+def spline_basis(
+    x: NDArray[_R],
+    knots: NDArray[_R],
+    degree: int,
+    nu: int,
+    clamp: bool,
+    values: NDArray[_R],
+    first: NDArray[np.int32],
+    nthreads: int,
+) -> None: ...
+def spline_uniform(knots: NDArray[_R], degree: int) -> bool: ...
+def spline_values(
+    x: NDArray[_R],
+    knots: NDArray[_R],
+    degree: int,
+    nu: int,
+    clamp: bool,
+    coefficients: NDArray[_R],
+    out: NDArray[_R],
+    nthreads: int,
+) -> None: ...
+def spline_gram(
+    x: NDArray[_R],
+    knots: NDArray[_R],
+    degree: int,
+    nu: int,
+    clamp: bool,
+    weights: NDArray[_R],
+    y: NDArray[_R],
+    band: NDArray[np.float64],
+    rhs: NDArray[np.float64],
+    nthreads: int,
+) -> None: ...
+def spline_solve(band: NDArray[np.float64], rhs: NDArray[np.float64], branches: int, nthreads: int) -> float: ...

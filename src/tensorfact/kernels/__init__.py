@@ -5,6 +5,7 @@ from __future__ import annotations
 from tensorfact.kernels._dispatch import active, get_num_threads, set_num_threads
 from tensorfact.kernels.chain import chain, kron_sum
 from tensorfact.kernels.dense import cholesky_qr, eigh, gram, matmul, normal_apply, sum_squares
+from tensorfact.kernels.spline import spline_basis, spline_gram, spline_solve, spline_uniform, spline_values
 from tensorfact.kernels.tall import row_sketch, tall_product, tall_triangle
 
 __all__ = [
@@ -19,6 +20,11 @@ __all__ = [
     "normal_apply",
     "row_sketch",
     "set_num_threads",
+    "spline_basis",
+    "spline_gram",
+    "spline_solve",
+    "spline_uniform",
+    "spline_values",
     "sum_squares",
     "tall_product",
     "tall_triangle",
