@@ -102,7 +102,7 @@ def mpo_checkpoints() -> str:
     for row in result.get("rows", []):
         cells.setdefault((row["param_ratio"], row["method"]), {})[row["allocation"]] = row
     for (ratio, method), found in cells.items():
-        sizes = " ".join(dict.fromkeys(f"{row['bytes'] / 1e6:.1f}" for row in found.values()))
+        sizes = ", ".join(dict.fromkeys(f"{row['bytes'] / 1e6:.1f}" for row in found.values()))
         quality = (
             f"{row['mean_error']:.3f}, {row['spearman']:.1f} ({row['cosine']:.2f})"
             for row in map(found.__getitem__, allocations)
@@ -119,9 +119,9 @@ def mpo_checkpoints() -> str:
     lines += [
         "",
         "Error: mean relative error of the weights; those left dense count with none. STS-B Spearman and, in brackets, "
-        f"the mean cosine to the dense model's embeddings; dense {result.get('dense_spearman', 0.0):.1f} (1.00). Latency: "
-        "uniform ranks, the whole model on two dozen sentences, and the sum over its replaced layers alone on 128 "
-        "tokens. `python -m bench.mpo_checkpoints --stsb FILE`, "
+        f"the mean cosine to the dense model's embeddings; dense {result.get('dense_spearman', 0.0):.1f} (1.00). "
+        "Latency: uniform ranks, the whole model on two dozen sentences, and the sum over its replaced layers alone on "
+        "128 tokens. `python -m bench.mpo_checkpoints --stsb FILE`, "
         f"{where.get('cores')} cores, commit {where.get('commit')}.",
     ]
     return "\n".join(lines)
