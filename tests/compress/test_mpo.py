@@ -97,7 +97,7 @@ def test_a_weight_becomes_cores_with_the_error_that_is_told(shape, bonds, balanc
     assert method.residual(w, made.arrays) == made.error
 
 
-@pytest.mark.parametrize("bonds", [(17,), (7, 8), (6, 20, 7)])
+@pytest.mark.parametrize("bonds", [(17,), (7, 8), (6, 20, 6)])
 def test_balanced_cores_share_the_singular_values(bonds):
     made = MPOMethod().factor(weight((24, 36)), bonds, rng=np.random.default_rng(0)).arrays
     cores = [made[f"cores.{k}"] for k in range(len(made))]

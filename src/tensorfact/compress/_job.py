@@ -91,10 +91,10 @@ class Job:
         self.seconds["spectra"] = time.perf_counter() - start
 
     def most_workers(self) -> int | None:
-        """How many of the largest tasks fit in memory: each has its weight, and about twice as much of work space."""
+        """How many of the largest tasks fit in memory: each has its weight and the method's work space."""
         free = free_memory()
         sizes = (layer.size * np.dtype(FLOAT_TYPES[layer.info.dtype]).itemsize for layer in self.plan.layers)
-        return None if free is None else free // (3 * max(sizes))
+        return None if free is None else free // (self.method.memory * max(sizes))
 
     def entries(self) -> list[Entry]:
         """Every tensor of the result, in the order of the source."""

@@ -85,12 +85,14 @@ class Method(Protocol):
     """The interface of a method. Weights are float32 or float64 arrays (out, in), not necessarily contiguous.
 
     `pattern` is a regular expression that matches the suffixes of its arrays and nothing else; `bias` is the suffix
-    under which its module keeps a bias. `remark` goes into the notes of every report: what rank and spectrum mean.
+    under which its module keeps a bias. A task holds at most about `memory` times its weight, the weight included.
+    `remark` goes into the notes of every report: what rank and spectrum mean.
     """
 
     name: ClassVar[str]
     pattern: ClassVar[str]
     bias: ClassVar[str]
+    memory: ClassVar[int]
 
     @property
     def remark(self) -> str:

@@ -52,6 +52,7 @@ class LowRankMethod(BudgetOptions):
     name: ClassVar[str] = "lowrank"
     pattern: ClassVar[str] = r"(?:down|up)\.weight"
     bias: ClassVar[str] = "up.bias"
+    memory: ClassVar[int] = 3
     remark: ClassVar[str] = ""
 
     rank_pattern: Mapping[str, int] = field(default_factory=dict)

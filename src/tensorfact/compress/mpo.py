@@ -53,6 +53,7 @@ class MPOMethod(BudgetOptions):
     name: ClassVar[str] = "mpo"
     pattern: ClassVar[str] = r"cores\.\d+"
     bias: ClassVar[str] = "bias"
+    memory: ClassVar[int] = 5
 
     order: int = 2
     balance: bool = True
