@@ -18,7 +18,7 @@ from tensorfact.factor._contraction import apply_plan, plan_for
 from tensorfact.factor._input import check_count
 from tensorfact.factor._rounding import tt_round
 from tensorfact.factor._train import DENSE_BYTES, Side, TensorTrain, TrainInfo, chain, frozen
-from tensorfact.factor._train_ops import cast_like, namespace, ops_of, permute, svd
+from tensorfact.factor._train_ops import cast_like, itemsize, namespace, ops_of, permute, svd
 
 __all__ = ["TTMatrix"]
 
@@ -107,7 +107,7 @@ class TTMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes of the cores."""
-        return self.size * int(self.dtype.itemsize)
+        return self.size * itemsize(self.cores[0])
 
     def reconstruct(self, *, max_bytes: int | None = DENSE_BYTES) -> Any:
         """The dense matrix (out, in), up to ``max_bytes``: a chain of products and one permuting copy."""

@@ -70,7 +70,9 @@ class DeviceTensor:
             r = xp.linalg.qr(stack, mode="reduced")[1]
         return self.ops.to_numpy(r)
 
-    def project(self, group: int, v: np.ndarray, *, residual: bool, overwrite: bool) -> tuple[DeviceTensor, float, float]:
+    def project(
+        self, group: int, v: np.ndarray, *, residual: bool, overwrite: bool
+    ) -> tuple[DeviceTensor, float, float]:
         """The tensor in the coordinates of ``v``; squared norms kept and lost. Never overwrites."""
         ops, lead = self.ops, self.modes[: len(self.modes) - group]
         basis = ops.from_numpy(v)

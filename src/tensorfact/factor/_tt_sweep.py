@@ -108,7 +108,9 @@ def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
         extra = _OVERSAMPLES if plan.method == "sketch" else 0
         wanted = target or _target(plan, cap)
         kept = cap + extra if plan.exact else 1
-        tall = rows >= 4 * width or (plan.exact and extra > 0 and rows >= 4 * _buckets(width, kept) and 4 * kept <= width)
+        tall = rows >= 4 * width or (
+            plan.exact and extra > 0 and rows >= 4 * _buckets(width, kept) and 4 * kept <= width
+        )
         if best and (not tall or width > 1.5 * wanted):
             break
         if tall and (kept <= _WORTH * width or not plan.exact):

@@ -114,7 +114,9 @@ class HostTensor:
         folded = out.T.reshape(q, *lead[::-1]).T if self.by_column else out.reshape(*lead, q)
         return HostTensor(folded, self.dtype, self.workers), kept2, lost2
 
-    def _project_in_place(self, lead: tuple[int, ...], v: np.ndarray, residual: bool) -> tuple[HostTensor, float, float]:
+    def _project_in_place(
+        self, lead: tuple[int, ...], v: np.ndarray, residual: bool
+    ) -> tuple[HostTensor, float, float]:
         """The same over the memory of the tensor itself: blocks of rows shrink towards its beginning."""
         width, q = v.shape
         matrix, flat = self.array.reshape(-1, width), self.array.reshape(-1)
