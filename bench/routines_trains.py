@@ -81,7 +81,10 @@ def tntorch() -> Routine:
     def call(a: Any, *, rank: Any = None, tol: Any = None, rng: Any = None) -> Any:
         if rng is not None:
             raise NotImplementedError(_NO_RNG)
-        train = Tensor(_tensor(a), eps=tol) if rank is None else Tensor(_tensor(a), ranks_tt=rank)
+        if rank is not None:
+            return _host(Tensor(_tensor(a), ranks_tt=rank).cores)
+        train = Tensor(_tensor(a))  # exact; Tensor(a, eps=t) would give Tucker factors too
+        train.round_tt(eps=tol)
         return _host(train.cores)
 
     return call
@@ -139,7 +142,7 @@ ROUTINES: dict[str, tuple[str, str, str, Callable[[], Routine]]] = {
     ),
     "tensorly": ("TensorLy", "tensorly", "`tensor_train(a, rank=k)`", tensorly),
     "torchtt": ("torchTT", "torchtt", "`TT(a, rmax=k)`, `TT(a, eps=t)`", torchtt),
-    "tntorch": ("tntorch", "tntorch", "`Tensor(a, ranks_tt=k)`, `Tensor(a, eps=t)`", tntorch),
+    "tntorch": ("tntorch", "tntorch", "`Tensor(a, ranks_tt=k)`, `Tensor(a).round_tt(eps=t)`", tntorch),
     "teneva": ("teneva", "teneva", "`svd(a, r=k)`", teneva),
     "quimb": ("quimb", "quimb", "`MatrixProductState.from_dense(a, dims=a.shape, max_bond=k)`", quimb),
 }
