@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chains import dense_of, make
 from tensorfact import TensorTrain, tt_round
 from tensorfact.testing import assert_orthonormal, check_tensor_train
 from tensorfact.testing.oracles import full_bonds, relative_error, train_bound, unfolding_values
 from tensorfact.testing.tensors import train_specs
-from trains import dense_of, make
 
 few = settings(max_examples=60, deadline=None, database=None, derandomize=True)
 METHODS = ("svd", "random")

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
 import tensorfact
+from chains import dense_of, make
 from tensorfact import TensorTrain, TrainInfo
 from tensorfact.testing import assert_close, assert_orthonormal
 from tensorfact.testing.tensors import train_specs
-from trains import dense_of, make
 
 few = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 

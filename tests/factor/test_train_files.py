@@ -9,8 +9,8 @@ import os
 import numpy as np
 import pytest
 
+from chains import make
 from tensorfact import TensorTrain, TrainInfo, TTMatrix
-from trains import make
 
 pytest.importorskip("safetensors")
 

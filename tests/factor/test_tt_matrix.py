@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tensorfact
+from chains import dense_of
 from tensorfact import TensorTrain, TTMatrix, balanced_shape, tt_matrix_svd, useful_ranks
 from tensorfact.factor import _contraction
 from tensorfact.testing import assert_orthonormal, check_tensor_train
 from tensorfact.testing.oracles import relative_error, train_bound, unfolding_values
-from trains import dense_of
 
 few = settings(max_examples=50, deadline=None, database=None, derandomize=True)
 SHAPES = [
