@@ -166,7 +166,7 @@ def divides_by_norm(a, **asked):
 
 def squares_overflow(a, **asked):
     found = reference(a, **asked)
-    if a.dtype == np.float32 and a.size and np.abs(a).max() > 1e15:
+    if a.dtype.kind == "f" and a.size and np.abs(a.astype(float)).max() > 1e15:
         found.cores[-1] = found.cores[-1] * 0
         found.error = 1.0
     return found
@@ -245,19 +245,18 @@ def global_python_seed(a, **asked):
     return reference(a, **asked)
 
 
-TINY = ("bonds", "bond-by-bond")
 FAULTS = [
     ("bonds", one_rank_less, ("rank-deficient",)),
     ("bond-by-bond", first_bond_everywhere, ()),
-    ("dtype-kept", doubles, ()),
+    ("dtype-kept", doubles, ("orthonormal-cores", "tied-values", "rank-deficient")),
     ("orthonormal-cores", shared_scale, ()),
     ("quasi-optimal", skips_a_direction, ("deep-tails", "unit-modes")),
     ("deep-tails", squares_the_condition, ("quasi-optimal", "many-modes")),
     ("reported-error", proud, ()),
     ("tol-kept", loose, ()),
     ("tol-bonds-small", greedy, ()),
-    ("exact-at-full-rank", refuses(lambda a, rank: isinstance(rank, int) and rank > a.size > 0), ()),
-    ("matrices", refuses(lambda a, rank: a.shape == (16, 16) and rank is not None), TINY),
+    ("exact-at-full-rank", refuses(lambda a, rank: isinstance(rank, int) and rank > 1000), ()),
+    ("matrices", refuses(lambda a, rank: a.shape == (7, 5)), ()),
     ("vectors", vectors_doubled, ()),
     ("unit-modes", refuses(lambda a, rank: a.ndim > 1 and 1 in a.shape and a.any() and rank in (1, 2, 3, 4)), ()),
     ("many-modes", refuses(lambda a, rank: a.ndim == 16), ()),

@@ -47,6 +47,7 @@ def _exact_at_full_rank(routine: TrainRoutine, case: TrainCase) -> None:
     lambda routine: st.builds(
         TrainCase, specs(routine, st.sampled_from(((16, 16), (7, 5), (5, 7), (40, 60))), REGULAR), st.integers(1, 4)
     ),
+    (TrainCase(TensorSpec(shape=(7, 5)), 3), TrainCase(TensorSpec(shape=(5, 7)), 3)),
 )
 def _matrices(routine: TrainRoutine, case: TrainCase) -> None:
     check_quasi_optimal(*routine.solve(case))
