@@ -39,6 +39,7 @@ def _input_untouched(routine: TrainRoutine, case: TrainCase) -> None:
         small(routine),
         st.builds(TrainCase, st.builds(TensorSpec, shape=st.sampled_from(((5, 1), (1, 5), (4, 3)))), st.just(9)),
     ),
+    tuple(TrainCase(TensorSpec(shape=shape), 9) for shape in ((5, 1), (1, 5), (4, 3))),
 )
 def _cores_own_memory(routine: TrainRoutine, case: TrainCase) -> None:
     given = case.tensor.build()
