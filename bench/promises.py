@@ -1,11 +1,9 @@
-"""Which promises of a low-rank routine do tensorfact and its peers keep?
+"""Which promises of a low-rank and of a TT-SVD routine do tensorfact and its peers keep?
 
-    python -m bench.promises            # check every routine, write bench/results/promises.json and docs/promises.md
+    python -m bench.promises            # check every routine, write bench/results/*promises.json and docs/promises.md
     python -m bench.promises --page     # only write the page again from the stored results
 
-Every peer is called the way its documentation recommends for a dense matrix. An adapter translates argument names and
-the form of the result, and nothing else: it does not sort, validate, cast or copy for the peer, except where the peer
-cannot receive the array at all.
+The adapters are in `bench.routines_low_rank` and `bench.routines_trains`.
 """
 
 from __future__ import annotations
@@ -16,152 +14,83 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tensorfact.testing import LOW_RANK_PROMISES, check_low_rank
+from bench import routines_low_rank, routines_trains
+from tensorfact.testing import LOW_RANK_PROMISES, TENSOR_TRAIN_PROMISES, check_low_rank, check_tensor_train
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results" / "promises.json"
+RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "promises.md"
 
-Routine = Callable[..., Any]
+
+@dataclass(frozen=True)
+class Contract:
+    """A set of promises, who is held to it, and how the page speaks about it."""
+
+    title: str
+    file: str
+    promises: tuple[Any, ...]
+    check: Callable[..., Any]
+    routines: dict[str, tuple[str, str, str, Callable[[], Any]]]
+    measured: tuple[str, ...]  # promises whose number goes into the table
+    intro: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return RESULTS / self.file
 
 
-def _rank_only(library: str, rank: Any) -> int:
-    if rank is None:
-        raise NotImplementedError(f"{library} takes no relative Frobenius tolerance")
-    return rank
-
-
-def ours() -> Routine:
-    from tensorfact import randomized_svd
-
-    return randomized_svd
-
-
-def ours_direct() -> Routine:
-    return partial(ours(), method="shifted")
-
-
-def scikit_learn() -> Routine:
-    from sklearn.utils.extmath import randomized_svd
-
-    def call(a: Any, *, rank: Any = None, tol: Any = None, rng: Any = None) -> Any:
-        if isinstance(rng, np.random.Generator):
-            raise NotImplementedError("random_state takes an int or a RandomState, no Generator")
-        return randomized_svd(a, n_components=_rank_only("randomized_svd", rank), random_state=rng)
-
-    return call
-
-
-def torch() -> Routine:
-    import torch as library
-
-    def call(a: Any, *, rank: Any = None, tol: Any = None, rng: Any = None) -> Any:
-        if rng is not None:
-            raise NotImplementedError("svd_lowrank draws from torch's global generator only")
-        rank = _rank_only("svd_lowrank", rank)
-        plain = a.flags.writeable and all(stride >= 0 for stride in a.strides)  # all that a tensor can view
-        tensor = library.from_numpy(a if plain else a.copy())
-        width = min(rank + 10, *tensor.shape[-2:]) if rank > 0 else rank
-        u, s, v = library.svd_lowrank(tensor, q=width)
-        u, s, vh = (part.resolve_conj().numpy() for part in (u, s, v.mH))
-        return u[:, :rank], s[:rank], vh[:rank]
-
-    return call
-
-
-def scipy_interpolative() -> Routine:
-    from scipy.linalg.interpolative import svd
-
-    def call(a: Any, *, rank: Any = None, tol: Any = None, rng: Any = None) -> Any:
-        if rank is None:
-            raise NotImplementedError("its eps is relative to the spectral norm, and no bound in the Frobenius norm")
-        u, s, v = svd(a, rank, rng=rng)
-        return u, s, v.conj().T
-
-    return call
-
-
-def librla() -> Routine:
-    from librla import svd_sketch
-
-    def call(a: Any, *, rank: Any = None, tol: Any = None, rng: Any = None) -> Any:
-        if rank is None:
-            raise NotImplementedError(
-                "its rtol drops singular values below rtol * s[0], and bounds no norm of the rest"
-            )
-        generator = np.random.default_rng(rng)  # documented type; it does not take an int
-        return svd_sketch(a, rank, power_iter=2, rng=generator)
-
-    return call
-
-
-def fbpca() -> Routine:
-    from fbpca import pca
-
-    def call(a: Any, *, rank: Any = None, tol: Any = None, rng: Any = None) -> Any:
-        if rng is not None:
-            raise NotImplementedError("pca draws from NumPy's global state only")
-        return pca(a, k=_rank_only("pca", rank), raw=True)
-
-    return call
-
-
-def scipy_svds() -> Routine:
-    from scipy.sparse.linalg import svds
-
-    def call(a: Any, *, rank: Any = None, tol: Any = None, rng: Any = None) -> Any:
-        return svds(a, k=_rank_only("svds", rank), rng=rng)
-
-    return call
-
-
-# key -> (column head, distribution, the call, adapter)
-ROUTINES: dict[str, tuple[str, str, str, Callable[[], Routine]]] = {
-    "tensorfact": ("tensorfact", "tensorfact", "`randomized_svd(a, rank=k)`, `randomized_svd(a, tol=t)`", ours),
-    "tensorfact-direct": (
-        "tensorfact, direct",
-        "tensorfact",
-        '`randomized_svd(a, rank=k, method="shifted")`: the iteration that larger matrices take by default; the default'
-        " takes an exact path on matrices as small as these, and says so in `info.path`",
-        ours_direct,
+CONTRACTS = {
+    "low-rank": Contract(
+        title="Truncated SVD",
+        file="promises.json",
+        promises=LOW_RANK_PROMISES,
+        check=check_low_rank,
+        routines=routines_low_rank.ROUTINES,
+        measured=("near-optimal-frobenius", "near-optimal-spectral", "tol-kept", "tol-rank-small"),
+        intro=(
+            "`tensorfact.testing.check_low_rank` states the contract of a truncated SVD as named promises and searches",
+            "each one for a counter-example. The table shows what it found for tensorfact and its peers.",
+        ),
+        notes=(
+            "In brackets: the largest error / optimal error met (for `tol`: largest error / tol, and rank / smallest",
+            "possible rank), up to the case that broke the promise. A dtype that a routine refuses counts once, under",
+            "`dtype-kept`; ties, zero and rank-deficient matrices likewise. torch receives a copy of arrays that a",
+            "tensor cannot view (read-only, negative strides).",
+        ),
     ),
-    "scikit-learn": (
-        "scikit-learn",
-        "scikit-learn",
-        "`randomized_svd(a, n_components=k, random_state=seed)`",
-        scikit_learn,
+    "trains": Contract(
+        title="TT-SVD",
+        file="train_promises.json",
+        promises=TENSOR_TRAIN_PROMISES,
+        check=check_tensor_train,
+        routines=routines_trains.ROUTINES,
+        measured=("quasi-optimal", "tol-kept", "tol-bonds-small"),
+        intro=(
+            "`tensorfact.testing.check_tensor_train` does the same for the decomposition of a dense tensor into a",
+            "tensor train.",
+        ),
+        notes=(
+            "In brackets: the largest error / bound met, the bound being the root of the summed squares of the",
+            "unfoldings' tails at the bonds that came back (for `tol`: the largest error / tol, and the largest bond /",
+            "what its unfolding needs for its share), up to the case that broke the promise. A dtype that a routine",
+            "refuses counts once, under `dtype-kept`. torchTT and tntorch receive a copy of arrays a tensor cannot",
+            "view (read-only, negative strides).",
+        ),
     ),
-    "torch": ("torch", "torch", "`svd_lowrank(a, q=min(k + 10, m, n))`, first k kept, as its notes advise", torch),
-    "fbpca": ("fbpca", "fbpca", "`pca(a, k, raw=True)`", fbpca),
-    "librla": (
-        "librla",
-        "librla",
-        "`svd_sketch(a, k, power_iter=2, rng=default_rng(seed))`, its advice for slow decay",
-        librla,
-    ),
-    "interpolative": (
-        "SciPy interpolative",
-        "scipy",
-        "`scipy.linalg.interpolative.svd(a, k, rng=seed)`",
-        scipy_interpolative,
-    ),
-    "svds": ("SciPy svds", "scipy", "`scipy.sparse.linalg.svds(a, k, rng=seed)`, ARPACK", scipy_svds),
 }
 
 
-def check(names: list[str], *, max_examples: int, seed: int) -> dict[str, Any]:
+def check(contract: Contract, names: list[str], *, max_examples: int, seed: int) -> dict[str, Any]:
     """Check the routines called `names`; those that are not installed are left out."""
     columns: dict[str, Any] = {}
     for name in names:
-        _, distribution, call, make = ROUTINES[name]
+        _, distribution, call, make = contract.routines[name]
         try:
             routine = make()
         except ImportError:
@@ -169,7 +98,7 @@ def check(names: list[str], *, max_examples: int, seed: int) -> dict[str, Any]:
         start = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a warning is no broken promise
-            report = check_low_rank(routine, max_examples=max_examples, seed=seed, raise_on_failure=False)
+            report = contract.check(routine, max_examples=max_examples, seed=seed, raise_on_failure=False)
         columns[name] = {
             "version": version(distribution),
             "call": call,
@@ -181,23 +110,45 @@ def check(names: list[str], *, max_examples: int, seed: int) -> dict[str, Any]:
     return columns
 
 
-def render(data: dict[str, Any]) -> str:
-    """Write the page: the table, the calls, what went wrong, how to repeat it."""
-    columns = [name for name in ROUTINES if name in data["routines"]]
-    heads = [ROUTINES[name][0] for name in columns]
-    mark = {"kept": "yes", "broken": "**no**", "not offered": "-"}
+def render(stored: dict[str, dict[str, Any]]) -> str:
+    """Write the page from the stored results by contract: tables, calls, what went wrong, how to repeat it."""
     lines = [
-        "# Which promises a low-rank routine keeps",
+        "# Which promises a routine keeps",
         "",
-        "Generated by `bench/promises.py` from `bench/results/promises.json`; do not edit by hand.",
+        "Generated by `bench/promises.py` from `bench/results/*promises.json`; do not edit by hand.",
         "",
-        "`tensorfact.testing.check_low_rank` states the contract of a truncated SVD as named promises and searches",
-        "each one for a counter-example. The table shows what it found for tensorfact and its peers. The contract is",
-        "tensorfact's own: a peer that never made a promise is not at fault for not keeping it.",
+        "The contracts are tensorfact's own: a peer that never made a promise is not at fault for not keeping it.",
         "",
-        "| promise | " + " | ".join(heads) + " |",
-        "| --- |" + " :---: |" * len(heads),
+        "yes: no counter-example found. **no**: broken, the smallest case found is below. -: not offered.",
+        "",
     ]
+    for key, data in stored.items():
+        lines += _section(CONTRACTS[key], data)
+    lines += [
+        "## How to repeat it",
+        "",
+        "```",
+        "python -m bench.promises",
+        "```",
+        "",
+    ]
+    for key, data in stored.items():
+        lines += [
+            f"{CONTRACTS[key].title}: {data['max_examples']} random cases a promise besides the fixed ones, seed"
+            f" {data['seed']}; Python {data['python']}, NumPy {data['numpy']}, SciPy {data['scipy']}, Hypothesis"
+            f" {data['hypothesis']}.",
+            "",
+        ]
+    lines += ["To check a routine of your own, see `tensorfact.testing`.", ""]
+    return "\n".join(lines)
+
+
+def _section(contract: Contract, data: dict[str, Any]) -> list[str]:
+    columns = [name for name in contract.routines if name in data["routines"]]
+    heads = [contract.routines[name][0] for name in columns]
+    mark = {"kept": "yes", "broken": "**no**", "not offered": "-"}
+    lines = [f"## {contract.title}", "", *contract.intro, ""]
+    lines += ["| promise | " + " | ".join(heads) + " |", "| --- |" + " :---: |" * len(heads)]
     for promise in data["promises"]:
         cells = []
         for name in columns:
@@ -209,72 +160,55 @@ def render(data: dict[str, Any]) -> str:
     for name in columns:
         found = [r["status"] for r in data["routines"][name]["results"].values()]
         totals.append(f"{found.count('kept')} of {len(found)}")
+    lines += ["| **kept** | " + " | ".join(totals) + " |", "", *contract.notes, ""]
+    lines += ["### The calls", "", "| routine | version | call |", "| --- | --- | --- |"]
     lines += [
-        "| **kept** | " + " | ".join(totals) + " |",
-        "",
-        "yes: no counter-example found. **no**: broken, the smallest case found is below. -: not offered.",
-        "In brackets: the largest error / optimal error met (for `tol`: the largest error / tol, and rank / smallest",
-        "possible rank), up to the case that broke the promise. A dtype that a routine refuses counts once, under",
-        "`dtype-kept`; ties, zero and rank-deficient matrices likewise. torch receives a copy of arrays that a tensor",
-        "cannot view (read-only, negative strides).",
-        "",
-        "## The calls",
-        "",
-        "| routine | version | call |",
-        "| --- | --- | --- |",
+        f"| {contract.routines[n][0]} | {data['routines'][n]['version']} | {data['routines'][n]['call']} |"
+        for n in columns
     ]
-    lines += [
-        f"| {ROUTINES[n][0]} | {data['routines'][n]['version']} | {data['routines'][n]['call']} |" for n in columns
-    ]
-    lines += ["", "## What went wrong, and why something is not offered", ""]
+    lines += ["", "### What went wrong, and why something is not offered", ""]
     for name in columns:
         rest = {p: r for p, r in data["routines"][name]["results"].items() if r["status"] != "kept"}
         if not rest:
             continue
-        lines += [f"### {ROUTINES[name][0]}", ""]
+        lines += [f"#### {contract.routines[name][0]}", ""]
         lines += [f"* {p} ({r['status']}): `{r['detail'].replace('`', chr(39))}`" for p, r in rest.items()]
         lines.append("")
-    lines += [
-        "## How to repeat it",
-        "",
-        "```",
-        "python -m bench.promises",
-        "```",
-        "",
-        f"{data['max_examples']} random cases a promise besides the fixed ones, seed {data['seed']}; Python"
-        f" {data['python']}, NumPy {data['numpy']}, SciPy {data['scipy']}, Hypothesis {data['hypothesis']}."
-        " To check a routine of your own, see `tensorfact.testing.check_low_rank`.",
-        "",
-    ]
-    return "\n".join(lines)
+    return lines
+
+
+def stored_results() -> dict[str, dict[str, Any]]:
+    """The stored results by contract."""
+    return {key: json.loads(c.path.read_text()) for key, c in CONTRACTS.items() if c.path.exists()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--page", action="store_true", help="only write the page again")
-    parser.add_argument("--only", nargs="+", choices=list(ROUTINES), help="check these and keep the other results")
+    parser.add_argument("--contract", choices=list(CONTRACTS), help="check this contract and keep the other's results")
+    parser.add_argument("--only", nargs="+", help="check these routines and keep the other results")
     parser.add_argument("--max-examples", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if options.page:
-        data = json.loads(RESULTS.read_text())
-    else:
-        kept = json.loads(RESULTS.read_text())["routines"] if options.only and RESULTS.exists() else {}
-        names = options.only or list(ROUTINES)
-        found = check(names, max_examples=options.max_examples, seed=options.seed)
+    for key, contract in CONTRACTS.items():
+        if options.page or options.contract not in (None, key):
+            continue
+        names = [name for name in contract.routines if options.only is None or name in options.only]
+        kept = json.loads(contract.path.read_text())["routines"] if options.only and contract.path.exists() else {}
+        found = check(contract, names, max_examples=options.max_examples, seed=options.seed)
         data = {
             "python": platform.python_version(),
             **{name: version(name) for name in ("numpy", "scipy", "hypothesis")},
             "max_examples": options.max_examples,
             "seed": options.seed,
-            "promises": [{"name": p.name, "text": p.text} for p in LOW_RANK_PROMISES],
-            "measured": ["near-optimal-frobenius", "near-optimal-spectral", "tol-kept", "tol-rank-small"],
+            "promises": [{"name": p.name, "text": p.text} for p in contract.promises],
+            "measured": list(contract.measured),
             "routines": {**kept, **found},
         }
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(data, indent=1) + "\n")
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        contract.path.write_text(json.dumps(data, indent=1) + "\n")
     PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(render(data))
+    PAGE.write_text(render(stored_results()))
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ def _random(
     """
     xp = namespace(cores[0])
     cores, exponent, tails = _tails(cores, side)
-    norm = forms.norm_of(dot(xp.reshape(cores[0], (-1, int(cores[0].shape[2]))), tails[0])[None])
+    norm = forms.norm_of(dot(xp.reshape(cores[0], (-1, int(cores[0].shape[2]))), tails[0]))
     if norm == 0.0:
         return cores, 0, (), 0.0
     out, errors = list(cores), list[float]()
@@ -226,7 +226,7 @@ def _cut(h: Any, limit2: float | None, cap: float, rng: np.random.Generator) -> 
         q = qr(block)[0]
         b = dot(ops.adjoint(q), h)
         u, values, _ = svd(b)
-        rest2 = forms.norm_of((h - dot(q, b))[None]) ** 2
+        rest2 = forms.norm_of(h - dot(q, b)) ** 2
         keep, lost = kept_rank(values, limit2, cap, rest2)
         # where the budget is not met with a few columns to spare, the values near the edge are not settled either
         if limit2 is None or keep >= cap or (lost * lost <= limit2 and keep <= width - min(_OVERSAMPLES, width // 2)):

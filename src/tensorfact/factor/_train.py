@@ -15,7 +15,7 @@ from tensorfact.factor import _train_algebra as algebra
 from tensorfact.factor import _train_canonical as canonical_forms
 from tensorfact.factor import _train_file as files
 from tensorfact.factor import _train_index as index
-from tensorfact.factor._train_ops import cast_like, namespace
+from tensorfact.factor._train_ops import cast_like, itemsize, namespace
 
 __all__ = ["DENSE_BYTES", "TensorTrain", "TrainInfo", "chain", "frozen"]
 
@@ -134,7 +134,7 @@ class TensorTrain:
     @property
     def nbytes(self) -> int:
         """Bytes of the cores."""
-        return self.size * int(self.dtype.itemsize)
+        return self.size * itemsize(self.cores[0])
 
     def reconstruct(self, *, max_bytes: int | None = DENSE_BYTES) -> Any:
         """The dense tensor, contracted in the cheapest order: about ``2 N r`` flop for N entries and a small bond r.
@@ -145,7 +145,7 @@ class TensorTrain:
             Refuse a result above this size, 8 GiB by default: a train of a few kilobytes can stand for more than any
             memory holds. None for no limit.
         """
-        needed = self.dense_size * int(self.dtype.itemsize)
+        needed = self.dense_size * itemsize(self.cores[0])
         if max_bytes is not None and needed > max_bytes:
             raise ValueError(
                 f"the dense tensor must not exceed max_bytes={max_bytes}, got shape {self.shape} with {needed} bytes; "

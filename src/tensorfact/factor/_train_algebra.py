@@ -148,6 +148,8 @@ def absorb(parts: Sequence[Any]) -> Cores | Any:
 def gather(cores: Sequence[Any], points: np.ndarray) -> Any:
     """Values at the index tuples ``points`` (B, d), in range; ``2 B r r'`` flop a mode."""
     xp = namespace(cores[0])
+    if points.shape[0] == 0:
+        return zeros(cores[0], (0,))
     if xp is np:
         rows = np.ones((points.shape[0], 1), dtype=cores[0].dtype)
         for core, index in zip(cores, points.T, strict=True):
@@ -164,7 +166,7 @@ def gather(cores: Sequence[Any], points: np.ndarray) -> Any:
         for core, at in zip(cores[1:], index[1:, :], strict=True):
             rows = rows @ permute(xp.take(core, at, axis=1), (1, 0, 2))
         blocks.append(rows[:, 0, 0])
-    return concat(blocks, 0) if blocks else zeros(cores[0], (0,))
+    return concat(blocks, 0)
 
 
 def _gather_sorted(rows: np.ndarray, core: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -61,17 +61,17 @@ def left_orthogonal(cores: Sequence[Any], stop: int | None = None) -> tuple[Core
     return tuple(out), total
 
 
-def right_orthogonal(cores: Sequence[Any], stop: int = 0) -> tuple[Cores, int]:
-    """Make all cores after ``stop`` right-orthonormal; cores of unit scale and a power of two."""
-    turned, total = left_orthogonal(reversed_train(cores), len(cores) - 1 - stop)
+def right_orthogonal(cores: Sequence[Any]) -> tuple[Cores, int]:
+    """Make all cores but the first right-orthonormal; cores of unit scale and a power of two."""
+    turned, total = left_orthogonal(reversed_train(cores))
     return reversed_train(turned), total
 
 
 def centred(cores: Sequence[Any], at: int) -> tuple[Cores, int]:
     """Left-orthonormal cores before position ``at`` and right-orthonormal ones after it."""
     out, first = left_orthogonal(cores, at)
-    out, second = right_orthogonal(out, at)
-    return out, first + second
+    tail, second = right_orthogonal(out[at:])  # the cores before stay as they are
+    return (*out[:at], *tail), first + second
 
 
 def norm_of(core: Any) -> float:

@@ -20,6 +20,7 @@ __all__ = [
     "exponent_of",
     "identity",
     "is_complex",
+    "itemsize",
     "namespace",
     "ops_of",
     "peak",
@@ -131,6 +132,12 @@ def wide(x: Any) -> Any:
     if isinstance(x, np.ndarray):
         return x.astype(np.result_type(x.dtype, np.float64), copy=False)
     return xp.astype(x, xp.complex128 if xp.isdtype(x.dtype, "complex floating") else xp.float64, copy=False)
+
+
+def itemsize(x: Any) -> int:
+    """Bytes of a number; the array API standard has none for a dtype."""
+    size = getattr(x.dtype, "itemsize", None)
+    return int(size) if size is not None else int(namespace(x).finfo(x.dtype).bits) // 8 * (1 + is_complex(x))
 
 
 def is_complex(x: Any) -> bool:

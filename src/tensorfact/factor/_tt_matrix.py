@@ -18,7 +18,7 @@ from tensorfact.factor._contraction import apply_plan, plan_for
 from tensorfact.factor._input import check_count
 from tensorfact.factor._rounding import tt_round
 from tensorfact.factor._train import DENSE_BYTES, Side, TensorTrain, TrainInfo, chain, frozen
-from tensorfact.factor._train_ops import cast_like, namespace, ops_of, permute, svd
+from tensorfact.factor._train_ops import cast_like, itemsize, namespace, ops_of, permute, svd
 
 __all__ = ["TTMatrix"]
 
@@ -107,7 +107,7 @@ class TTMatrix:
     @property
     def nbytes(self) -> int:
         """Bytes of the cores."""
-        return self.size * int(self.dtype.itemsize)
+        return self.size * itemsize(self.cores[0])
 
     def reconstruct(self, *, max_bytes: int | None = DENSE_BYTES) -> Any:
         """The dense matrix (out, in), up to ``max_bytes``: a chain of products and one permuting copy."""
@@ -280,14 +280,16 @@ class TTMatrix:
             out[k - 1] = xp.reshape(xp.reshape(out[k - 1], (p * m, r)) @ carried, (p, m, -1))
             floor = max(values[0] * ops.eps, np.finfo(np.float64).tiny)
             roots[k] = np.sqrt(np.maximum(values, floor))
-        share = exponent / self.order  # the scale of the whole goes to all cores alike
-        steps = np.diff(np.round(np.arange(self.order + 1) * share)).astype(int)
         for k in range(self.order):
             ops = ops_of(out[k])
             left = roots[k] if k else np.ones(1)
             right = 1 / roots[k + 1] if k + 1 < self.order else np.ones(1)
-            factor = ops.from_numpy(left)[:, None, None] * ops.from_numpy(right)[None, None, :]
-            out[k] = forms.restored(out[k] * factor, int(steps[k]), "the operator")
+            out[k] = out[k] * ops.from_numpy(left)[:, None, None] * ops.from_numpy(right)[None, None, :]
+        # the scale of the whole is that of every bond's singular values: half of it at either end
+        ends = (0,) if self.order == 1 else (0, self.order - 1)
+        for k in ends:
+            part = out[k] * math.sqrt(2) if len(ends) == 2 and exponent % 2 else out[k]
+            out[k] = forms.restored(part, exponent // len(ends), "the operator")
         return self._like(TensorTrain(cores=cast_like(out, self.dtype), error=self.error, info=self.info))
 
     @classmethod

@@ -126,10 +126,10 @@ def _sweep(
         limit2 = wanted.limit2(bond, norm2, sum(e * e for e in errors))
         short = min(map(int, matrix.shape))
         cap = int(min(wanted.cap(bond), short))
-        if limit2 is None:
+        relative = 0.0 if limit2 is None else math.sqrt(limit2) / norm_of(matrix)
+        if relative < smallest_tol(ops_of(matrix).eps):  # a rank decides, or a cap has used up the budget before
             found = randomized_svd(matrix, rank=cap, rng=rng)
         else:
-            relative = math.sqrt(limit2) / norm_of(matrix[None])
             found = randomized_svd(matrix, tol=relative, max_rank=cap, rng=rng)
         ops = ops_of(matrix)
         # the rest of the sweep starts from the projection, not from the found s and vh: so the residual is orthogonal
@@ -189,7 +189,7 @@ def _halved(result: TTMatrix, source: Source, exponent: int) -> TTMatrix:
     matrix = TTMatrix(cores=(*stored[:-1], scaled(stored[-1], -exponent))).reconstruct(max_bytes=None)
     difference = matrix - source.array
     norm = math.sqrt(source.op.norm2())
-    error = norm_of(difference[None]) / norm if norm else 0.0
+    error = norm_of(difference) / norm if norm else 0.0
     return replace(result, cores=cores, error=error, canonical="none")
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tensorfact.testing import oracles, tolerances
 from tensorfact.testing._promises import Promise, require
-from tensorfact.testing._tensor_train._routine import Problem, Train, TrainCase, TrainRoutine
+from tensorfact.testing._tensor_train._routine import Problem, Train, TrainCase, TrainRoutine, orthonormality
 from tensorfact.testing.strategies import EXACT_LOW_RANK
 from tensorfact.testing.tensors import DELTA, TensorSpec, tensor_shapes
 
@@ -106,12 +106,6 @@ def check_exact(known: Problem, train: Train) -> None:
 
 
 def check_orthonormal(train: Train) -> float:
-    """Cores orthonormal on the side that the result names, or towards any one core where it names none."""
-    left = [tolerances.orthonormality_defect(core.reshape(-1, core.shape[2])) for core in train.cores]
-    right = [tolerances.orthonormality_defect(core.reshape(core.shape[0], -1), axis=0) for core in train.cores]
-    d = len(train.cores)
-    centres = {"left": [d - 1], "right": [0]}.get(train.canonical or "", list(range(d)))
-    worst = min(max((*left[:c], *right[c + 1 :]), default=0.0) for c in centres)
-    limit = tolerances.ORTHONORMAL_C
+    worst, limit = orthonormality(train), tolerances.ORTHONORMAL_C
     require(worst <= limit, f"||Q^H Q - I||_F = {worst:.3g} > {limit:g} eps sqrt(r) in the best canonical form")
     return worst

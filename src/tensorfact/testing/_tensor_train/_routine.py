@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tensorfact.testing import oracles
+from tensorfact.testing import oracles, tolerances
 from tensorfact.testing._promises import BrokenPromise, NotOffered, first_line
 from tensorfact.testing.tensors import TensorSpec, with_tensor_layout
 
-__all__ = ["Problem", "Train", "TrainCase", "TrainRoutine", "problem"]
+__all__ = ["Problem", "Train", "TrainCase", "TrainRoutine", "orthonormality", "problem"]
 
 Array = npt.NDArray[Any]
 
@@ -75,6 +75,15 @@ class Train(NamedTuple):
         return [core.tobytes() for core in self.cores]
 
 
+def orthonormality(train: Train) -> float:
+    """Defect of the cores on the side that the result names, or towards the best one core where it names none."""
+    left = [tolerances.orthonormality_defect(core.reshape(-1, core.shape[2])) for core in train.cores]
+    right = [tolerances.orthonormality_defect(core.reshape(core.shape[0], -1), axis=0) for core in train.cores]
+    d = len(train.cores)
+    centres = {"left": [d - 1], "right": [0]}.get(train.canonical or "", list(range(d)))
+    return min(max((*left[:c], *right[c + 1 :]), default=0.0) for c in centres)
+
+
 def _unpack(result: Any, shape: tuple[int, ...]) -> Train:
     cores = tuple(np.asarray(core) for core in getattr(result, "cores", result))
     sizes = [core.shape for core in cores]
@@ -89,8 +98,9 @@ def _unpack(result: Any, shape: tuple[int, ...]) -> Train:
 class TrainRoutine:
     """Calls ``fn(a, *, rank=None, tol=None, rng=None)``, having found out which parts of it are on offer.
 
-    `rank`, `tol`, a rank for every bond and `rng` are not on offer if a plain call with them raises TypeError or
-    NotImplementedError. A dtype that a plain call refuses is the business of one promise; the others leave it out.
+    `tol`, a rank for every bond and `rng` are not on offer if a plain call with them raises TypeError or
+    NotImplementedError. A dtype that a plain call refuses is the business of one promise, and cores that are not
+    orthonormal even in a plain case of another; the rest leave them out.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
@@ -100,6 +110,7 @@ class TrainRoutine:
         self.no_bonds = self._refusal(rank=(2, 2))
         served = tuple(d for d in ("float64", "float32") if self._works(d))
         self.dtypes = served or ("float64",)  # a routine that serves nothing breaks its promises on float64
+        self.canonical = self._canonical()
 
     def _refusal(self, **asked: Any) -> str | None:
         try:
@@ -116,6 +127,13 @@ class TrainRoutine:
         except Exception:
             return False
         return True
+
+    def _canonical(self) -> bool:
+        try:
+            train = self(TensorSpec(shape=(4, 5, 3), dtype=self.dtypes[0]).build(), rank=2)
+        except BrokenPromise:
+            return True
+        return orthonormality(train) <= tolerances.ORTHONORMAL_C
 
     def require(self, part: str) -> None:
         """Raise NotOffered unless `part` ("tol", "bonds" or "rng") is on offer."""

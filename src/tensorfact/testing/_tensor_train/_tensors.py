@@ -104,12 +104,13 @@ def _many_modes(routine: TrainRoutine, case: TrainCase) -> None:
 def _tied_values(routine: TrainRoutine, case: TrainCase) -> None:
     known, train = routine.solve(case)
     check_quasi_optimal(known, train, 1.5)  # which of the tied directions is kept may cost more in later bonds
-    check_orthonormal(train)
+    if routine.canonical:
+        check_orthonormal(train)
 
 
 @promise(
     "rank-deficient",
-    "a tensor of exactly lower rank comes back to rounding, its cores orthonormal all the same",
+    "a tensor of exactly lower rank comes back to rounding, its cores as orthonormal as others",
     lambda routine: st.builds(
         TrainCase, specs(routine, tensor_shapes(min_side=2), (EXACT_LOW_RANK,)), st.sampled_from((2, 3, 5))
     ),
@@ -118,12 +119,13 @@ def _tied_values(routine: TrainRoutine, case: TrainCase) -> None:
 def _rank_deficient(routine: TrainRoutine, case: TrainCase) -> None:
     known, train = routine.solve(case)
     check_exact(known, train)
-    check_orthonormal(train)
+    if routine.canonical:
+        check_orthonormal(train)
 
 
 @promise(
     "zero-tensor",
-    "the zero tensor gives finite, orthonormal cores of a zero train",
+    "the zero tensor gives a zero train of finite cores, orthonormal where others are",
     lambda routine: st.builds(TrainCase, specs(routine, tensor_shapes(), ("zero",)), st.integers(1, 3)),
     (TrainCase(TensorSpec(shape=(4, 5, 6), kind="zero"), 2),),
 )
@@ -132,7 +134,8 @@ def _zero_tensor(routine: TrainRoutine, case: TrainCase) -> None:
     require(
         bool((train.approx == 0).all()), f"the train is not zero, its largest entry is {np.abs(train.approx).max()}"
     )
-    check_orthonormal(train)
+    if routine.canonical:
+        check_orthonormal(train)
 
 
 @promise(
@@ -200,7 +203,8 @@ def _complex(routine: TrainRoutine, case: TrainCase) -> None:
     # 3: a lost conjugate misses by the norm of the tensor, many times the bound.
     allowed = 3.0 * known.bound(train.bonds) + rounding(known.a)
     require(error <= allowed, f"relative error {error:.4g} > {allowed:.4g}")
-    check_orthonormal(train)
+    if routine.canonical:
+        check_orthonormal(train)
 
 
 @promise(
