@@ -117,7 +117,7 @@ class MPOLinear(nn.Module):
         bias: Tensor | None = self.bias
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as nn.Linear: everything in the type of the region
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as nn.Linear: all in the type of the region
             dtype = torch.get_autocast_dtype(x.device.type)
             if x.dtype != torch.float64:
                 x, cores = x.to(dtype), [core.to(dtype) for core in cores]
