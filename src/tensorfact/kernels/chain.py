@@ -104,8 +104,8 @@ def chain(
 
     Examples
     --------
-    >>> chain([[1.0, 2.0]], [[[[[1.0]], [[2.0]]]], [[[[3.0]], [[4.0]]]]])
-    array([[11.,  0.]])
+    >>> chain([[1.0, 2.0]], [np.ones((1, 2, 2, 1)), np.full((1, 1, 1, 1), 3.0)])
+    array([[9., 9.]])
     """
     rows = as_contiguous(as_matrix(x, "x"))
     if rows.dtype.kind == "c":
