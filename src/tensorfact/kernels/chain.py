@@ -104,8 +104,8 @@ def chain(
 
     Examples
     --------
-    >>> chain([[1.0, 2.0]], [[[[[1.0]], [[2.0]]]], [[[[3.0]], [[4.0]]]]])
-    array([[11.,  0.]])
+    >>> chain([[1.0, 2.0]], [np.ones((1, 2, 2, 1)), np.full((1, 1, 1, 1), 3.0)])
+    array([[9., 9.]])
     """
     rows = as_contiguous(as_matrix(x, "x"))
     if rows.dtype.kind == "c":
@@ -187,9 +187,10 @@ def kron_sum(left: ArrayLike, right: ArrayLike, /, *, out: Matrix | None = None,
 
 def compiled() -> Any:
     """The compiled module, whose ``chain_at`` and ``kron_sum_at`` take addresses; None where another rung is active."""
-    return _dispatch._core if _dispatch.active() == "cpp" else None
+    return vars(_dispatch)["_core"] if _dispatch.active() == "cpp" else None
 
 
 def vector_bytes() -> int:
     """Bytes of a vector register of the compiled module, as in csrc/core/tiled.hpp."""
-    return {"v4": 64, "v3": 32}.get(_dispatch._core.isa(), 16) if _dispatch._core is not None else 16
+    module = vars(_dispatch)["_core"]
+    return {"v4": 64, "v3": 32}.get(module.isa(), 16) if module is not None else 16

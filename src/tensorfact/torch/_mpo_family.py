@@ -15,8 +15,9 @@ from tensorfact.torch.mpo import MPOLinear
 def share_rebuilds(model: nn.Module, *, tokens: int | None = None) -> Iterator[None]:
     """Multiply the weights of all `MPOLinear` layers of `model` out now, for use inside the ``with`` block.
 
-    Layers of equal shape are one call. Gradients flow to the cores, so a training step may run several forward passes and
-    the backward pass of their sum inside. The cores must not be changed inside: what they were at the start is used.
+    Layers of equal shape are one call. Gradients flow to the cores, so a training step may run several forward passes
+    and the backward pass of their sum inside. The cores must not be changed inside: what they were at the start is
+    used.
 
     Parameters
     ----------

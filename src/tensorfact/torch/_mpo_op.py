@@ -7,6 +7,7 @@ dtypes, no compiled module) runs in torch operations inside the same operator.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -67,6 +68,20 @@ def plan_for(x: Tensor, cores: Sequence[Tensor], path: planning.Path, rebuilt: b
     )
 
 
+def _exact(run: Any) -> Any:
+    """Switch autocast off inside: it would narrow the small products, and the kernels trust the dtypes."""
+
+    @functools.wraps(run)
+    def wrapped(first: Any, *rest: Any) -> Any:
+        kind = (first if isinstance(first, Tensor) else first[0]).device.type
+        if not torch.is_autocast_enabled(kind):
+            return run(first, *rest)
+        with torch.autocast(kind, enabled=False):
+            return run(first, *rest)
+
+    return wrapped
+
+
 def _stacks(flat: Sequence[Tensor], order: int) -> list[Tensor]:
     """One stack (members, r, m, n, s) for each core; `flat` has the cores of one member after another."""
     if len(flat) == order:
@@ -74,6 +89,7 @@ def _stacks(flat: Sequence[Tensor], order: int) -> list[Tensor]:
     return [torch.stack(list(flat[k::order])) for k in range(order)]
 
 
+@_exact
 def _linear(x: Tensor, cores: list[Tensor], bias: Tensor | None, path: planning.Path) -> Tensor:
     plan = plan_for(x, cores, path)
     if plan.how == "reconstruct":
@@ -106,6 +122,7 @@ def _linear(x: Tensor, cores: list[Tensor], bias: Tensor | None, path: planning.
     return y.to(x.dtype)
 
 
+@_exact
 def _weight(flat: list[Tensor], order: int) -> Tensor:
     dtype = flat[0].dtype
     stacks = _stacks([core.float() for core in flat] if dtype in _HALVES else flat, order)
@@ -186,7 +203,7 @@ def _unstacked(found: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     return [found[k][member].to(like[member * order + k].dtype) for member in range(members) for k in range(order)]
 
 
-_LIBRARY = torch.library.Library("tensorfact", "FRAGMENT")
+_LIBRARY: Any = torch.library.Library("tensorfact", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _name, _schema, _run, _fake, _context, _backward in (
     ("mpo_linear", "(Tensor x, Tensor[] cores, Tensor? bias, str path) -> Tensor",
      _linear, _linear_fake, _linear_context, _linear_backward),

@@ -55,7 +55,7 @@ class Machine:
 
 
 CPU = Machine(
-    gemm=140e9, thin=6.0, clock=2.3e9, tile=2.0, stream=4e9, weights=15e9, shuffle=8e9, call=6e-6, fused=12e-6
+    gemm=140e9, thin=6.0, clock=2.2e9, tile=2.0, stream=4e9, weights=15e9, shuffle=8e9, call=6e-6, fused=30e-6
 )
 # A GPU has no fused kernel here; what decides is the number of launches and the permuting copies.
 GPU = Machine(

@@ -47,8 +47,8 @@ class MPOLinear(nn.Module):
     State-dict keys: ``cores.0``, ``cores.1``, ... of shape (r, m, n, r'), and ``bias``.
 
     In evaluation mode without gradients of the cores, a weight that was multiplied out is kept until a core changes:
-    by an optimiser, `load_state_dict`, ``.to()`` or any other operation on the parameter. Writing into ``core.data``
-    is not noticed (PyTorch does not count it); call ``layer.eval()`` afterwards. The backward pass keeps the input and the
+    by an optimiser, `load_state_dict`, ``.to()`` or any other operation on the parameter. Writing into ``core.data`` is
+    not noticed (PyTorch does not count it); call ``layer.eval()`` afterwards. The backward pass keeps the input and the
     cores only. In training, `share_rebuilds` multiplies the weights of a model out once for many uses.
 
     Examples
@@ -113,10 +113,11 @@ class MPOLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        cores, bias = list(self.cores), self.bias
+        cores: list[Tensor] = list(self.cores)
+        bias: Tensor | None = self.bias
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
-        if torch.is_autocast_enabled(x.device.type):  # as nn.Linear: everything in the type of the region
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as nn.Linear: all in the type of the region
             dtype = torch.get_autocast_dtype(x.device.type)
             if x.dtype != torch.float64:
                 x, cores = x.to(dtype), [core.to(dtype) for core in cores]
@@ -153,7 +154,8 @@ class MPOLinear(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._dense.clear()
-        return super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def weight(self) -> Tensor:
