@@ -1,4 +1,4 @@
-"""The sweep over large data: fold trailing modes, find the few directions that matter, project, and go on with the rest.
+"""The sweep over large data: fold trailing modes, find the directions that matter, project, go on with the rest.
 
 Deterministic step: Q-less TSQR of the tall unfolding, singular values and vectors of the small triangle, one product
 (Roehrig-Zoellner, Thies, Basermann, 2022). Randomized step: one sparse-sign sketch, a range a little wider than the
@@ -17,7 +17,7 @@ import numpy as np
 from tensorfact import kernels
 from tensorfact.factor._tt_cores import Budget, split_right
 
-__all__ = ["Log", "OutOfRange", "Plan", "checked_norm2", "step_cost", "sweep"]
+__all__ = ["Log", "OutOfRangeError", "Plan", "checked_norm2", "step_cost", "sweep"]
 
 _OVERSAMPLES = 10
 _WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
@@ -25,7 +25,7 @@ _MAX_WIDTH = 2048
 _MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
 
 
-class OutOfRange(Exception):
+class OutOfRangeError(Exception):
     """The squared norm is not finite, or so large or small that squares lose their digits."""
 
 
@@ -67,7 +67,7 @@ def checked_norm2(norm2: float, eps: float) -> float:
     """``norm2`` where its own square and those of small parts of it exist in the working precision."""
     low, high = (1e-200, 1e200) if eps < 1e-10 else (1e-16, 1e24)
     if not low < norm2 < high:
-        raise OutOfRange
+        raise OutOfRangeError
     return norm2
 
 
@@ -202,7 +202,7 @@ class _Step:
         r = self.tensor.triangle(self.group)
         self.log.read(self.tensor)
         if not np.isfinite(r).all():
-            raise OutOfRange
+            raise OutOfRangeError
         self._learn(kernels.sum_squares(r))
         wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
         if wide is None:

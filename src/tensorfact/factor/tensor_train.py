@@ -14,7 +14,7 @@ from tensorfact.factor._input import check_fraction
 from tensorfact.factor._train import TensorTrain, TrainInfo
 from tensorfact.factor._tt_cores import Budget, left_orthonormal, reversed_modes, split_left
 from tensorfact.factor._tt_input import Tensor, as_tensor, checked_caps
-from tensorfact.factor._tt_sweep import Log, OutOfRange, Plan, checked_norm2, sweep
+from tensorfact.factor._tt_sweep import Log, OutOfRangeError, Plan, checked_norm2, sweep
 from tensorfact.kernels._dispatch import checked_threads
 
 __all__ = ["tt_svd"]
@@ -122,7 +122,7 @@ def tt_svd(
     exponent = 0
     try:
         found = _decompose(tensor, caps, inner, method, overwrite, generator)
-    except OutOfRange:
+    except OutOfRangeError:
         peak = tensor.peak()
         if not math.isfinite(peak):
             raise ValueError("a must be finite, got NaN or infinity") from None
