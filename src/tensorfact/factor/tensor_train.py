@@ -22,7 +22,7 @@ __all__ = ["tt_svd"]
 Method = Literal["auto", "tsqr", "sketch"]
 
 _DIRECT = 1 << 16  # numbers that "auto" leaves to LAPACK
-_FORCED = 256  # the same where a method is named
+_FORCED = 256  # the same for a small tensor where a method is named
 _WIDEN = 1 << 24  # a rest of no more numbers is split in double precision
 
 
@@ -149,7 +149,7 @@ def _decompose(
 ) -> _Found:
     """The sweep from the cheaper end, then every bond truncated from left to right."""
     budget, log = Budget(tol), Log(size=tensor.size)
-    smallest = _DIRECT if method == "auto" else _FORCED
+    smallest = _DIRECT if method == "auto" or tensor.size > _DIRECT else _FORCED
     plan = Plan(caps, tol is None, "tsqr" if method == "tsqr" else "sketch", smallest)
     state, flipped = tensor.oriented(plan)
     if flipped:
