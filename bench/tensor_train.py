@@ -112,9 +112,9 @@ def peer_routines(a: np.ndarray, rank: int) -> dict[str, Callable[[], Any]]:
         "TensorLy": lambda: tensor_train(tensorly.tensor(a), rank=ranks).factors,
         "torchTT": lambda: torchtt.TT(torch.from_numpy(a), eps=1e-14, rmax=rank).cores,
         "teneva": lambda: teneva.svd(a, e=1e-14, r=rank),
-        "quimb": lambda: qtn.MatrixProductState.from_dense(
-            a, dims=a.shape, max_bond=rank, cutoff=0.0, shape="lpr"
-        ).arrays,
+        "quimb": lambda: (
+            qtn.MatrixProductState.from_dense(a, dims=a.shape, max_bond=rank, cutoff=0.0, shape="lpr").arrays
+        ),
     }
 
 
@@ -183,7 +183,9 @@ def main() -> None:
             if wanted(f"peers {peer}"):
                 cell = peer_cell(a, peer, PEERS_RANK)
                 store(f"peers {peer}", cell)
-                print(peer, f"{cell['reads']:.0f} reads", cell["times_faster"], f"error {cell['error']:.3g}", flush=True)
+                print(
+                    peer, f"{cell['reads']:.0f} reads", cell["times_faster"], f"error {cell['error']:.3g}", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def classical_error(a, caps):
     norm, lost2, shape = np.linalg.norm(rest), 0.0, rest.shape
     matrix = rest.reshape(shape[0], -1)
     for k, cap in enumerate(caps):
-        u, s, vh = np.linalg.svd(matrix, full_matrices=False)
+        _, s, vh = np.linalg.svd(matrix, full_matrices=False)
         lost2 += float(np.sum(s[cap:] ** 2))
         matrix = (s[:cap, None] * vh[:cap]).reshape(len(s[:cap]) * shape[k + 1], -1)
     return np.sqrt(lost2) / norm

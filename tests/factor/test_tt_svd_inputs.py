@@ -1,4 +1,4 @@
-"""tt_svd takes what users hold: any layout, halves, integers, other libraries, extreme scales; and names what it cannot."""
+"""tt_svd takes what users hold: any layout, halves, integers, other libraries, any scale; and names what it cannot."""
 
 from __future__ import annotations
 

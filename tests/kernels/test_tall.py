@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tensorfact import kernels
-from tensorfact.testing import as_double
+from tensorfact.testing.oracles import as_double
 
 DTYPES = [np.float32, np.float64, np.complex64, np.complex128]
 SHAPES = [(1, 1), (5, 3), (3, 5), (130, 37), (700, 16), (3000, 9), (900, 130), (40, 200)]
@@ -115,6 +115,8 @@ def test_same_bits_for_any_number_of_threads(rung, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_at_a_distance_are_read_in_place(rung, dtype):
+    if rung == "numba":
+        pytest.skip("another layout is another compilation")
     wide = sample((300, 20), dtype)
     y = wide[:, 3:15]
     r, copied = kernels.tall_triangle(y), kernels.tall_triangle(np.ascontiguousarray(y))

@@ -14,7 +14,7 @@ from tensorfact.factor._input import check_fraction
 from tensorfact.factor._train import TensorTrain, TrainInfo
 from tensorfact.factor._tt_cores import Budget, left_orthonormal, reversed_modes, split_left
 from tensorfact.factor._tt_input import Tensor, as_tensor, checked_caps
-from tensorfact.factor._tt_sweep import Log, OutOfRange, Plan, checked_norm2, sweep
+from tensorfact.factor._tt_sweep import Log, OutOfRangeError, Plan, checked_norm2, sweep
 from tensorfact.kernels._dispatch import checked_threads
 
 __all__ = ["tt_svd"]
@@ -22,7 +22,7 @@ __all__ = ["tt_svd"]
 Method = Literal["auto", "tsqr", "sketch"]
 
 _DIRECT = 1 << 16  # numbers that "auto" leaves to LAPACK
-_FORCED = 256  # the same where a method is named
+_FORCED = 256  # the same for a small tensor where a method is named
 _WIDEN = 1 << 24  # a rest of no more numbers is split in double precision
 
 
@@ -122,7 +122,7 @@ def tt_svd(
     exponent = 0
     try:
         found = _decompose(tensor, caps, inner, method, overwrite, generator)
-    except OutOfRange:
+    except OutOfRangeError:
         peak = tensor.peak()
         if not math.isfinite(peak):
             raise ValueError("a must be finite, got NaN or infinity") from None
@@ -149,7 +149,7 @@ def _decompose(
 ) -> _Found:
     """The sweep from the cheaper end, then every bond truncated from left to right."""
     budget, log = Budget(tol), Log(size=tensor.size)
-    smallest = _DIRECT if method == "auto" else _FORCED
+    smallest = _DIRECT if method == "auto" or tensor.size > _DIRECT else _FORCED
     plan = Plan(caps, tol is None, "tsqr" if method == "tsqr" else "sketch", smallest)
     state, flipped = tensor.oriented(plan)
     if flipped:
