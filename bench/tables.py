@@ -92,36 +92,35 @@ def mpo_checkpoints() -> str:
     result = timing.load("mpo_checkpoints")
     allocations = list(dict.fromkeys(row["allocation"] for row in result.get("rows", [])))
     timed = {(row["param_ratio"], row["method"]): row for row in result.get("latency", [])}
-    lines = [
-        "| linear weights kept | method | file, MB | "
-        + " | ".join(f"{name} ranks: error, STS-B (cosine)" for name in allocations)
-        + " | forward pass, linear layers, against dense |",
-        "| --- | --- | --- |" + " --- |" * (len(allocations) + 1),
-    ]
+    headers = ["linear weights kept", "method", "file, MB"]
+    headers += [f"{name} ranks: error, STS-B (cosine)" for name in allocations]
+    if timed:
+        headers.append("times as long as dense: forward pass, linear layers")
+    lines = [f"| {' | '.join(headers)} |", "|" + " --- |" * len(headers)]
     cells: dict[tuple[float, str], dict[str, dict[str, Any]]] = {}
     for row in result.get("rows", []):
         cells.setdefault((row["param_ratio"], row["method"]), {})[row["allocation"]] = row
     for (ratio, method), found in cells.items():
         sizes = ", ".join(dict.fromkeys(f"{row['bytes'] / 1e6:.1f}" for row in found.values()))
-        quality = (
-            f"{row['mean_error']:.3f}, {row['spearman']:.1f} ({row['cosine']:.2f})"
-            for row in map(found.__getitem__, allocations)
-        )
-        time = timed.get((ratio, method))
-        speed = (
-            "-"
-            if time is None
-            else f"{time['after_ms'] / time['before_ms']:.2f}, "
-            f"{time['layers_after_ms'] / time['layers_before_ms']:.2f} times as long"
-        )
-        lines.append(f"| {ratio:.0%} | {method} | {sizes} | {' | '.join(quality)} | {speed} |")
+        words = [f"{ratio:.0%}", method, sizes]
+        for row in map(found.__getitem__, allocations):
+            words.append(f"{row['mean_error']:.3f}, {row['spearman']:.1f} ({row['cosine']:.2f})")
+        if timed:
+            time = timed.get((ratio, method))
+            pairs = [] if time is None else [(time[f"{of}before_ms"], time[f"{of}after_ms"]) for of in ("", "layers_")]
+            words.append(", ".join(f"{after / before:.2f}" for before, after in pairs) or "-")
+        lines.append(f"| {' | '.join(words)} |")
     where = result.get("environment", {})
     lines += [
         "",
         "Error: mean relative error of the weights; those left dense count with none. STS-B Spearman and, in brackets, "
         f"the mean cosine to the dense model's embeddings; dense {result.get('dense_spearman', 0.0):.1f} (1.00). "
-        "Latency: uniform ranks, the whole model on two dozen sentences, and the sum over its replaced layers alone on "
-        "128 tokens. `python -m bench.mpo_checkpoints --stsb FILE`, "
+        + (
+            "Times: uniform ranks, two dozen sentences; each replaced layer alone on 128 tokens, summed. "
+            if timed
+            else ""
+        )
+        + "`python -m bench.mpo_checkpoints --stsb FILE`, "
         f"{where.get('cores')} cores, commit {where.get('commit')}.",
     ]
     return "\n".join(lines)
