@@ -12,8 +12,13 @@ from numpy.testing import assert_allclose
 
 import tensorfact
 from tensorfact import Transform, facewise, lidentity, linv, lpinv, lproduct, lqr, ltranspose
-from tensorfact.testing import LPRODUCT_PROMISES, check_lproduct
-from tensorfact.testing._lproduct._oracles import block_circulant_product, star_product, star_transpose
+from tensorfact.testing import (
+    LPRODUCT_PROMISES,
+    block_circulant_product,
+    check_lproduct,
+    star_product,
+    star_transpose,
+)
 from tensorfact.testing.tolerances import assert_close
 
 NAMES = tuple(promise.name for promise in LPRODUCT_PROMISES)

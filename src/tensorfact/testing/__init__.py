@@ -27,6 +27,12 @@ except ImportError as error:
     raise ImportError("tensorfact.testing needs Hypothesis: pip install hypothesis") from error
 
 from tensorfact.testing import oracles, strategies, tensors, tolerances
+from tensorfact.testing._lproduct._oracles import (
+    block_circulant_product,
+    star_product,
+    star_transpose,
+    transform_matrix,
+)
 from tensorfact.testing._promises import CheckReport, CheckResult, Promise
 from tensorfact.testing.low_rank import LOW_RANK_PROMISES, check_low_rank
 from tensorfact.testing.lproduct import LPRODUCT_PROMISES, check_lproduct
@@ -50,6 +56,7 @@ __all__ = [
     "assert_close",
     "assert_orthonormal",
     "assert_same_span",
+    "block_circulant_product",
     "check_low_rank",
     "check_lproduct",
     "check_tensor_train",
@@ -60,8 +67,11 @@ __all__ = [
     "oracles",
     "relative_error",
     "spectral_error",
+    "star_product",
+    "star_transpose",
     "strategies",
     "tensors",
     "tol",
     "tolerances",
+    "transform_matrix",
 ]

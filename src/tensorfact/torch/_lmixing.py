@@ -82,9 +82,9 @@ def mix(z: Tensor | None, x: Tensor) -> Tensor:
 
 
 def mix_add(x: Tensor, z: Tensor | None, y: Tensor) -> Tensor:
-    """``x + mix(z, y)`` in one product."""
-    if z is None:
-        return x + y
+    """``x + mix(z, y)``, in one product unless autocast would round the residual with it."""
+    if z is None or torch.is_autocast_enabled(x.device.type):
+        return x + mix(z, y)
     return torch.addmm(x.reshape(x.shape[0], -1), z, y.reshape(y.shape[0], -1)).reshape(x.shape)
 
 
