@@ -93,31 +93,35 @@ void uniform_block(const SplineBranch<T>& s, const T* x, index n, T* __restrict 
         u = u < 1 ? u : V{} + 1;
         const V v = 1 - u;
         const V before = i + s.beyond, after = (static_cast<T>(intervals - 1) - i) + s.beyond;
-        // Knots to the left of the interval's start and to the right of its end, in steps.
-        V left[P], right[P], local[P + 1];
+        // Knots to the left of the interval's start and to the right of its end, in steps, and their distances from the point.
+        V left[P], right[P], from[P], to[P], local[P + 1];
+        from[0] = u, to[0] = v;
 #pragma GCC unroll 8
-        for (int q = 0; q < P; ++q) {
+        for (int q = 1; q < P; ++q) {
             const V steps = V{} + static_cast<T>(q);
-            left[q] = q == 0 ? V{} : before < steps ? before : steps;
-            right[q] = q == 0 ? V{} : after < steps ? after : steps;
+            left[q] = before < steps ? before : steps;
+            right[q] = after < steps ? after : steps;
+            from[q] = u + left[q];
+            to[q] = v + right[q];
         }
-        local[0] = V{} + 1;
+        local[0] = v, local[1] = u;  // degree 1, which is where the derivatives of lower order begin too: NU < P
 #pragma GCC unroll 8
-        for (int d = 1; d <= P; ++d) {
+        for (int d = 2; d <= P; ++d) {
             V carry{};
 #pragma GCC unroll 8
             for (int q = 0; q < d; ++q) {
-                const V more = left[d - q - 1] + right[q];  // length of the support in steps, less one: 0 .. d - 1
+                // Length of the support in steps, less one: 0 .. d - 1.
+                const V more = q == 0 ? left[d - 1] : q == d - 1 ? right[q] : left[d - q - 1] + right[q];
                 V w = local[q];
                 if (d == 2) w *= 1 - T(0.5) * more;
                 else if (d == 3) w *= 1 + more * (T(1) / 6 * more - T(2) / 3);  // 1, 1/2, 1/3
-                else if (d > 3) w /= 1 + more;
+                else w /= 1 + more;
                 if (d <= P - NU) {
-                    local[q] = carry + (v + right[q]) * w;
-                    carry = (u + left[d - q - 1]) * w;
+                    local[q] = q == 0 ? to[q] * w : carry + to[q] * w;
+                    carry = from[d - q - 1] * w;
                 } else {
                     w *= static_cast<T>(d) * per_step;
-                    local[q] = carry - w;
+                    local[q] = q == 0 ? -w : carry - w;
                     carry = w;
                 }
             }
@@ -132,8 +136,14 @@ template <class T, int P>
 SplineBlock<T> block_of_degree(int nu, bool uniform) {
     switch (nu) {
         case 0: return uniform ? &uniform_block<T, P, 0> : &general_block<T, P, 0>;
-        case 1: return uniform && P > 1 ? &uniform_block<T, P, 1> : &general_block<T, P, 1>;
-        case 2: return uniform && P > 2 ? &uniform_block<T, P, 2> : &general_block<T, P, 2>;
+        case 1:
+            if constexpr (P > 1)
+                if (uniform) return &uniform_block<T, P, 1>;
+            return &general_block<T, P, 1>;
+        case 2:
+            if constexpr (P > 2)
+                if (uniform) return &uniform_block<T, P, 2>;
+            return &general_block<T, P, 2>;
         default: return &general_block<T, -1, -1>;
     }
 }

@@ -1,6 +1,7 @@
 """Property-based testing of decompositions, tensorfact's own or anyone's. Needs Hypothesis.
 
 * `check_low_rank` holds a truncated-SVD routine to its contract, promise by promise.
+* `check_spline_basis` does so for a B-spline basis.
 * `tensorfact.testing.strategies`: Hypothesis strategies for shapes, spectra, layouts and whole matrices.
 * `tensorfact.testing.oracles`: slow, obvious, double-precision answers.
 * `tensorfact.testing.tolerances`: ``C * eps * cond`` and the assertions built on it.
@@ -28,11 +29,13 @@ from tensorfact.testing import oracles, strategies, tolerances
 from tensorfact.testing._promises import CheckReport, CheckResult, Promise
 from tensorfact.testing.low_rank import LOW_RANK_PROMISES, check_low_rank
 from tensorfact.testing.oracles import OptimalErrors, effective_rank_for, optimal_errors, relative_error, spectral_error
+from tensorfact.testing.spline_basis import SPLINE_BASIS_PROMISES, check_spline_basis
 from tensorfact.testing.strategies import MatrixSpec, matrices, matrix_with_spectrum
 from tensorfact.testing.tolerances import assert_close, assert_orthonormal, assert_same_span, tol
 
 __all__ = [
     "LOW_RANK_PROMISES",
+    "SPLINE_BASIS_PROMISES",
     "CheckReport",
     "CheckResult",
     "MatrixSpec",
@@ -42,6 +45,7 @@ __all__ = [
     "assert_orthonormal",
     "assert_same_span",
     "check_low_rank",
+    "check_spline_basis",
     "effective_rank_for",
     "matrices",
     "matrix_with_spectrum",
