@@ -3,8 +3,9 @@
     python -m bench.decoupling                     # every table; finished rows are kept, so it resumes
     python -m bench.decoupling --fresh --seeds 5
 
-Errors are relative and unsquared, of Jacobians (eJ) and of values (eF), on the samples. A row is one problem; it counts the
-seeds that meet the bar and keeps the worst errors and the seconds of a whole fit (five starts, sweeps and polish).
+Errors are relative and unsquared, of Jacobians (eJ) and of values (eF), on the samples. A row is one problem; it
+counts the seeds that meet the bar and keeps the worst errors and the seconds of a whole fit (five starts, sweeps and
+polish).
 """
 
 from __future__ import annotations
@@ -74,9 +75,8 @@ def recover(name: str, seeds: int) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
         best = (5e-13, 5e-13) if kind == "poly" else floor(x, f, jac, w, v, n_basis)
         met = found.jacobian_error <= 2 * best[0] and found.error <= 2 * best[1]
-        rows.append(
-            (found.jacobian_error, found.error, found.jacobian_error / best[0], found.error / best[1], seconds, met)
-        )
+        errors = found.jacobian_error, found.error
+        rows.append((*errors, errors[0] / best[0], errors[1] / best[1], seconds, met))
     table = np.array(rows, float)
     return {
         "seeds": seeds,
@@ -110,11 +110,13 @@ def sweep_seconds(n: int, m: int, r: int, count: int = 1000) -> dict[str, float]
     x, f, jac, _, _ = problem("tanh", n, m, r, 0, count)
     found = {}
     for restarts in (1, 5):
-        options: dict[str, Any] = {"rank": r, "n_restarts": restarts, "stop_tol": 0.0, "polish": False, "rng": 0}
-        short, long = (
-            min(_timed(lambda k=k: tensorfact.decouple(x, f, jac, max_iter=k, **options)) for _ in range(3))
-            for k in (5, 45)
-        )
+
+        def fit(max_iter: int, restarts: int = restarts) -> Any:
+            return tensorfact.decouple(
+                x, f, jac, rank=r, n_restarts=restarts, stop_tol=0.0, polish=False, rng=0, max_iter=max_iter
+            )
+
+        short, long = (min(_timed(lambda k=k, fit=fit: fit(k)) for _ in range(3)) for k in (5, 45))
         found[f"{restarts} starts"] = 1e3 * (long - short) / 40
     return found
 

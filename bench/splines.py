@@ -2,8 +2,8 @@
 
     python -m bench.splines --points 1000000
 
-Times are medians of interleaved rounds into arrays that are warm. The limit is the time to write the same output (values
-and first indices) once with the same threads, by filling it. Accuracy is asserted before anything is timed.
+Times are medians of interleaved rounds into arrays that are warm. The limit is the time to write the same output once,
+values and first indices, by streaming stores of the same threads. Accuracy is asserted before anything is timed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from scipy.interpolate import BSpline
 
 from bench import timing
-from tensorfact import kernels
+from tensorfact import _core, kernels
 
 
 def knots_of(kind: str, intervals: int, degree: int = 3) -> np.ndarray:
@@ -30,7 +30,7 @@ def measure(points: int, dtype: Any, kind: str, intervals: int, rounds: int, pee
     rng = np.random.default_rng(0)
     x, c = rng.uniform(0, 1, points).astype(dtype), rng.standard_normal(intervals + 3).astype(dtype)
     out = kernels.spline_basis(x, t, 3)
-    limit = [np.empty((5 if dtype == np.float32 else 9) * points // (1 if dtype == np.float32 else 2), dtype)]
+    flat = out[0].reshape(4, points)
     part, wide = x[:: max(1, points // 1000)].astype(float), t.astype(float)
     exact = BSpline(wide, c.astype(float), 3)(part)
     fused = kernels.spline_values(x, t, 3, c)[0, :: max(1, points // 1000)]
@@ -39,27 +39,18 @@ def measure(points: int, dtype: Any, kind: str, intervals: int, rounds: int, pee
     routines: dict[str, Any] = {
         "basis": lambda: kernels.spline_basis(x, t, 3, out=out),
         "evaluate": lambda: kernels.spline_values(x, t, 3, c),
-        "write": lambda: write(limit[0]),
+        "write": lambda: _core.probe_write(flat, out[1], kernels.get_num_threads()),
     }
     if peers:
         routines["scipy design_matrix / 10"] = lambda: BSpline.design_matrix(tenth, wide, 3)
         routines["scipy call / 10"] = lambda: BSpline(wide, c.astype(float), 3)(tenth)
     seconds = timing.interleaved(routines, rounds, budget=20.0)
-    found = {
-        name.removesuffix(" / 10"): 1e3 * float(np.median(s)) * (10 if "/ 10" in name else 1)
-        for name, s in seconds.items()
-    }
+    found = {}
+    for name, times in seconds.items():
+        scale = 1e4 if name.endswith("/ 10") else 1e3
+        found[name.removesuffix(" / 10")] = scale * float(np.median(times))
     found["basis / write"] = found["basis"] / found["write"]
     return found
-
-
-def write(out: np.ndarray) -> None:
-    """Streaming stores of a spline's constant into `out` would need a kernel; two threads of ``fill`` come close."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    half = out.size // 2
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda part: part.fill(1), (out[:half], out[half:])))
 
 
 def main() -> None:

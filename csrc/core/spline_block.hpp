@@ -67,7 +67,7 @@ void general_block(const SplineBranch<T>& s, const T* x, index n, T* __restrict 
 }
 
 // Uniform breakpoints: knot distances are small integers in units of the step, cut off at repeated ends, so that many points go through
-// the recurrence at once and nothing is looked up but the start of the interval. x, values and first are aligned and padded.
+// the recurrence at once and nothing is looked up but the ends of the interval. x, values and first are aligned and padded.
 template <class T, int P, int NU>
 void uniform_block(const SplineBranch<T>& s, const T* x, index n, T* __restrict values, std::int32_t* __restrict first) {
     using V = typename Pack<T>::type;
@@ -75,21 +75,24 @@ void uniform_block(const SplineBranch<T>& s, const T* x, index n, T* __restrict 
     constexpr index lanes = Pack<T>::lanes;
     const T per_step = 1 / s.step;
     const index intervals = s.count - P;
-    alignas(64) T start[spline_block];
+    alignas(64) T along[spline_block];
     for (index j = 0; j < n; j += lanes) {
         const V at = (*reinterpret_cast<const V*>(x + j) - s.lo) * per_step - s.bias;
         *reinterpret_cast<I*>(first + j) = __builtin_convertvector(at, I);
     }
-    const T* breaks = s.t + P;
-    for (index j = 0; j < n; ++j) {  // the estimate is right or one too low
+    // The estimate is right or one too low. Position in the interval by its own ends: rounded knots at 200 intervals are off by
+    // 100 eps of a step.
+    const T* __restrict breaks = s.t + P;
+    const T* __restrict lengths = s.inverse;
+    for (index j = 0; j < n; ++j) {
         index i = first[j];
         i += x[j] >= s.next[i];
         first[j] = static_cast<std::int32_t>(i);
-        start[j] = breaks[i];
+        along[j] = (x[j] - breaks[i]) * lengths[i * triangle(P)];
     }
     for (index j = 0; j < n; j += lanes) {
         const V i = __builtin_convertvector(*reinterpret_cast<const I*>(first + j), V);
-        V u = (*reinterpret_cast<const V*>(x + j) - *reinterpret_cast<const V*>(start + j)) * per_step;
+        V u = *reinterpret_cast<const V*>(along + j);
         u = u < 1 ? u : V{} + 1;
         const V v = 1 - u;
         const V before = i + s.beyond, after = (static_cast<T>(intervals - 1) - i) + s.beyond;

@@ -1,4 +1,4 @@
-"""B-spline kernels against SciPy's B-splines in float64, on every rung: degrees, derivatives, ends, ties, tails, errors."""
+"""B-spline kernels against SciPy in float64, on every rung: degrees, derivatives, ends, ties, tails, errors."""
 
 from __future__ import annotations
 
@@ -83,9 +83,10 @@ def test_uniform_knots_are_recognised_and_lose_nothing(rung, dtype, intervals):
         expected = oracle(x.astype(float), t.astype(float), degree, 0)
         found = dense(values.astype(float), first, expected.shape[1])
         assert np.abs(found - expected).max() <= 45 * eps  # 1e-14 in float64
-    bent = t.copy()
-    bent[t.size // 2] += dtype(1e-3 / intervals)
-    assert not kernels.spline_uniform(bent, degree) or intervals == 1
+    if intervals > 1:
+        bent = t.copy()
+        bent[t.size // 2] += dtype(1e-3 / intervals)
+        assert not kernels.spline_uniform(bent, degree)
 
 
 @pytest.mark.parametrize("degree", [6, 7])

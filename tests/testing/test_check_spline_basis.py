@@ -75,7 +75,7 @@ FAULTS = [
     (
         "right-end",
         altered(half_open),
-        {"values", "sums-to-one", "fine-grids", "scale-free", "single-precision", "derivatives"},
+        {"values", "sums-to-one", "fine-grids", "scale-free", "single-precision", "derivatives", "small-values"},
     ),
     ("fine-grids", squared_bins, set()),
     ("small-values", altered(absolute), {"local", "derivatives"}),

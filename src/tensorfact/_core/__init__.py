@@ -44,6 +44,7 @@ gram = _module.gram
 matmul = _module.matmul
 cholesky_qr = _module.cholesky_qr
 spline_basis = _module.spline_basis
+probe_write = getattr(_module, 'probe_write', None)
 spline_uniform = _module.spline_uniform
 spline_values = _module.spline_values
 spline_gram = _module.spline_gram

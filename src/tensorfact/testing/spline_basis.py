@@ -13,8 +13,8 @@ from tensorfact.testing._spline_basis._routine import SplineCase, SplineRoutine,
 
 __all__ = ["SPLINE_BASIS_PROMISES", "check_spline_basis"]
 
-# Relative to the largest value, 1e-14 in float64. de Boor's recurrence is within 5 eps; exactly uniform knots in place of
-# rounded ones cost up to 40 eps at 200 intervals. A factor of 10 for derivatives, whose differences cancel.
+# Relative to the largest value, 1e-14 in float64. de Boor's recurrence is within 5 eps; exactly uniform knots in place
+# of rounded ones cost up to 40 eps at 200 intervals. A factor of 10 for derivatives, whose differences cancel.
 ACCURACY, SLOPE_ACCURACY = 45.0, 450.0
 # The recurrence has positive terms only, so every value is accurate to a few eps of itself.
 SMALL_ACCURACY = 45.0
