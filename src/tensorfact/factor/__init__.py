@@ -8,9 +8,10 @@ from tensorfact.factor._result import LowRank, LowRankInfo
 from tensorfact.factor.certificate import softmax_bound
 from tensorfact.factor.decoupling import decouple
 from tensorfact.factor.decoupling_mlp import decouple_mlp
+from tensorfact.factor.knots import clamped_knots, difference_penalty, quantile_knots
 from tensorfact.factor.low_rank import randomized_svd, singular_values
 from tensorfact.factor.sampling import mlp_jacobians, sample_jacobians
-from tensorfact.factor.splines import BSplineBasis, clamped_knots, difference_penalty, quantile_knots
+from tensorfact.factor.splines import BSplineBasis
 
 __all__ = [
     "BSplineBasis",

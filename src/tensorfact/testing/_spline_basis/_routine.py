@@ -54,7 +54,8 @@ class SplineCase:
         lo, hi = t[self.degree], t[-self.degree - 1]
         inside = np.random.default_rng(self.seed + 1).uniform(lo, hi, self.count)
         found = np.concatenate([inside, np.unique(t[(t >= lo) & (t <= hi)])])
-        return np.clip(found.astype(self.dtype), self.knots[0], self.knots[-1])
+        points: Array = np.clip(found.astype(self.dtype), self.knots[0], self.knots[-1])
+        return points
 
 
 def oracle(case: SplineCase) -> Array:
