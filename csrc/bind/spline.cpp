@@ -7,6 +7,18 @@ namespace {
 
 using namespace py::literals;
 
+// For benchmarks: the time to write a result, and nothing else.
+template <class T>
+void stream_ones(T* to, index n, int nthreads) {
+    constexpr index block = 1024;
+    alignas(64) T ones[block];
+    std::fill_n(ones, block, T(1));
+    parallel_for((n + block - 1) / block, nthreads, 64, [&](index lo, index hi) {
+        for (index i = lo; i < hi; ++i) stream_copy(to + i * block, ones, std::min(block, n - i * block));
+        stream_done();
+    });
+}
+
 template <class T>
 void bind_spline_basis(py::module_& m) {
     m.def(
@@ -21,6 +33,16 @@ void bind_spline_basis(py::module_& m) {
         },
         py::arg("x").noconvert(), py::arg("knots").noconvert(), "degree"_a, "nu"_a, "clamp"_a, py::arg("values").noconvert(),
         py::arg("first").noconvert(), "nthreads"_a);
+    m.def(
+        "probe_write",
+        [](Array<T>& values, Array<std::int32_t>& first, int nthreads) {
+            const auto values_ = out(values, "values");
+            const auto first_ = out(first, "first");
+            nogil released;
+            stream_ones(contiguous(values_, "values"), values_.shape[0] * values_.shape[1], nthreads);
+            stream_ones(contiguous(first_, "first"), first_.shape[0] * first_.shape[1], nthreads);
+        },
+        py::arg("values").noconvert(), py::arg("first").noconvert(), "nthreads"_a);
     m.def(
         "spline_uniform",
         [](const Array<T>& knots, int degree) {

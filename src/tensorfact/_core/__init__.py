@@ -51,6 +51,7 @@ row_sketch = _module.row_sketch
 tall_triangle = _module.tall_triangle
 tall_product = _module.tall_product
 spline_basis = _module.spline_basis
+probe_write = _module.probe_write
 spline_uniform = _module.spline_uniform
 spline_values = _module.spline_values
 spline_gram = _module.spline_gram

@@ -14,6 +14,7 @@ from tensorfact.factor._tt_matrix import TTMatrix
 from tensorfact.factor.certificate import softmax_bound
 from tensorfact.factor.decoupling import decouple
 from tensorfact.factor.decoupling_mlp import decouple_mlp
+from tensorfact.factor.knots import clamped_knots, difference_penalty, quantile_knots
 from tensorfact.factor.low_rank import randomized_svd, singular_values
 from tensorfact.factor.lproduct import facewise, lidentity, linv, lpinv, lproduct, lqr, ltranspose
 from tensorfact.factor.lsvd import implicit_rank, lnorm, lsvd, lsvd_truncate, multirank, prox_nuclear, tubal_rank

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tensorfact import kernels
 from tensorfact.factor._jacobian import Jacobian
-from tensorfact.factor.splines import clamped_knots, quantile_knots
+from tensorfact.factor.knots import clamped_knots, quantile_knots
 
 __all__ = ["Branches", "Problem", "alive_range", "centred", "uniform_range", "values"]
 

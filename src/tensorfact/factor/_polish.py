@@ -101,7 +101,7 @@ def _levenberg_marquardt(problem: Problem, state: Branches, max_iter: int) -> tu
             continue
         expected = 0.5 * float(step @ (damping * diagonal * step - gradient))
         gain = (point.half - found.half) / expected if expected > 0 else 0.0
-        idle = idle + 1 if point.half - found.half <= 1e-7 * point.half else 0
+        idle = idle + 1 if point.half - found.half <= 1e-4 * point.half else 0
         damping, growth = max(damping * max(0.1, 1 - (2 * gain - 1) ** 3), 1e-8), 2.0
         state, point = trial, found
         matrix = normal_matrix(problem, state, point)

@@ -14,7 +14,7 @@ from tensorfact.factor._decoupling_fit import Progress, Settings, fit, scaling_o
 from tensorfact.factor._decoupling_result import Decoupling
 from tensorfact.factor._input import check_count, check_fraction
 from tensorfact.factor._jacobian import DenseJacobian
-from tensorfact.factor.splines import MAX_DEGREE
+from tensorfact.factor.knots import MAX_DEGREE
 
 __all__ = ["decouple"]
 

@@ -37,6 +37,7 @@ from tensorfact.testing._promises import CheckReport, CheckResult, Promise
 from tensorfact.testing.low_rank import LOW_RANK_PROMISES, check_low_rank
 from tensorfact.testing.lproduct import LPRODUCT_PROMISES, check_lproduct
 from tensorfact.testing.oracles import OptimalErrors, effective_rank_for, optimal_errors, relative_error, spectral_error
+from tensorfact.testing.spline_basis import SPLINE_BASIS_PROMISES, check_spline_basis
 from tensorfact.testing.strategies import MatrixSpec, matrices, matrix_with_spectrum
 from tensorfact.testing.tensor_train import TENSOR_TRAIN_PROMISES, check_tensor_train
 from tensorfact.testing.tensors import TensorSpec, TrainSpec
@@ -45,6 +46,7 @@ from tensorfact.testing.tolerances import assert_close, assert_orthonormal, asse
 __all__ = [
     "LOW_RANK_PROMISES",
     "LPRODUCT_PROMISES",
+    "SPLINE_BASIS_PROMISES",
     "TENSOR_TRAIN_PROMISES",
     "CheckReport",
     "CheckResult",
@@ -59,6 +61,7 @@ __all__ = [
     "block_circulant_product",
     "check_low_rank",
     "check_lproduct",
+    "check_spline_basis",
     "check_tensor_train",
     "effective_rank_for",
     "matrices",

@@ -1,0 +1,77 @@
+"""B-spline basis and evaluation against the memory limit and SciPy.
+
+    python -m bench.splines --points 1000000
+
+Times are medians of interleaved rounds into arrays that are warm. The limit is the time to write the same output once,
+values and first indices, by streaming stores of the same threads. Accuracy is asserted before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from scipy.interpolate import BSpline
+
+from bench import timing
+from tensorfact import _core, kernels
+
+
+def knots_of(kind: str, intervals: int, degree: int = 3) -> np.ndarray:
+    """Clamped knots on [0, 1], equally spaced or not."""
+    share = np.linspace(0, 1, intervals + 1)
+    return np.pad(share if kind == "uniform" else 0.5 * share + 0.5 * share**2, degree, mode="edge")
+
+
+def measure(points: int, dtype: Any, kind: str, intervals: int, rounds: int, peers: bool) -> dict[str, float]:
+    """Milliseconds: basis, fused evaluation, writing the output, and SciPy on a tenth of the points (times ten)."""
+    t = knots_of(kind, intervals).astype(dtype)
+    rng = np.random.default_rng(0)
+    x, c = rng.uniform(0, 1, points).astype(dtype), rng.standard_normal(intervals + 3).astype(dtype)
+    out = kernels.spline_basis(x, t, 3)
+    flat = out[0].reshape(4, points)
+    part, wide = x[:: max(1, points // 1000)].astype(float), t.astype(float)
+    exact = BSpline(wide, c.astype(float), 3)(part)
+    fused = kernels.spline_values(x, t, 3, c)[0, :: max(1, points // 1000)]
+    assert np.abs(fused - exact).max() <= 100 * float(np.finfo(dtype).eps) * np.abs(c).max()
+    tenth = np.ascontiguousarray(x[: points // 10], float)
+    routines: dict[str, Any] = {
+        "basis": lambda: kernels.spline_basis(x, t, 3, out=out),
+        "evaluate": lambda: kernels.spline_values(x, t, 3, c),
+        "write": lambda: _core.probe_write(flat, out[1], kernels.get_num_threads()),
+    }
+    if peers:
+        routines["scipy design_matrix / 10"] = lambda: BSpline.design_matrix(tenth, wide, 3)
+        routines["scipy call / 10"] = lambda: BSpline(wide, c.astype(float), 3)(tenth)
+    seconds = timing.interleaved(routines, rounds, budget=20.0)
+    found = {}
+    for name, times in seconds.items():
+        scale = 1e4 if name.endswith("/ 10") else 1e3
+        found[name.removesuffix(" / 10")] = scale * float(np.median(times))
+    found["basis / write"] = found["basis"] / found["write"]
+    return found
+
+
+def main() -> None:
+    """Fill ``results/splines.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-peers", action="store_true")
+    arguments = parser.parse_args()
+    result: dict[str, Any] = timing.load("splines")
+    result["environment"] = timing.environment()
+    rows = result.setdefault("rows", {})
+    for kind in ("uniform", "general"):
+        for intervals in (5, 16, 200):
+            for dtype in (np.float64, np.float32):
+                name = f"{kind}, {intervals} intervals, {np.dtype(dtype)}, {arguments.points:g} points"
+                peers = not arguments.no_peers and intervals == 16
+                rows[name] = measure(arguments.points, dtype, kind, intervals, arguments.rounds, peers)
+                print(name, {key: round(value, 2) for key, value in rows[name].items()}, flush=True)
+    timing.save("splines", result)
+
+
+if __name__ == "__main__":
+    main()

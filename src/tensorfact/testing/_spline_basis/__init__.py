@@ -1,0 +1,1 @@
+"""The promises of a B-spline basis, and the knots and points they are searched over."""
