@@ -1,0 +1,74 @@
+"""PicoGPT on Tiny Shakespeare, dense and in MPO layers of bond 4 to 32, with equal-parameter controls.
+
+    python -m bench.picogpt                          # everything; finished runs are kept, broken ones resume
+    python -m bench.picogpt --arms dense mpo16       # some arms
+    python -m bench.picogpt --report                 # no training: results, table and plot from what is in --out
+
+Arms: dense, dense-spared (no weight decay on LayerNorm and biases); and for B = 4, 8, 16, 32: mpoB, mpoB-paper (trained
+from random cores, own and published initialisation), narrowB (a smaller dense model, from scratch), svdB and lowrankB
+(TT-SVD and SVD of the trained dense model, then fine-tuned). A number of parameters is the same for one B.
+
+A run is killed and resumed at will: each arm and seed has its own checkpoint, written under a passing name and renamed.
+With one thread a job, results have the same bits however often that happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.picogpt import data, workers
+from bench.picogpt.arms import BONDS, Arm
+from bench.picogpt.runs import Plan
+from bench.picogpt.training import Protocol
+
+DEFAULT_ARMS = [
+    "dense",
+    *(f"mpo{bond}" for bond in (16, 8, 4, 32)),
+    *(f"{family}{bond}" for bond in (16, 8, 4, 32) for family in ("svd", "lowrank")),
+    *(f"narrow{bond}" for bond in (16, 8, 4, 32)),
+    "mpo16-paper",
+]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m bench.picogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument(
+        "--out", type=Path, default=data.ROOT / "data" / "picogpt", help="folder of checkpoints and logs (%(default)s)"
+    )
+    result.add_argument("--data", type=Path, help="Tiny Shakespeare as .txt or .xz (default: shared data, or download)")
+    result.add_argument("--arms", nargs="+", default=DEFAULT_ARMS, metavar="ARM", help="what to train (default: all)")
+    result.add_argument(
+        "--seeds", nargs="+", type=int, default=[42], metavar="N", help="seeds of runs from scratch (42)"
+    )
+    result.add_argument(
+        "--tune-seeds", nargs="+", type=int, default=[42, 43, 44], metavar="N", help="seeds of fine-tunings (42 43 44)"
+    )
+    result.add_argument("--steps", type=int, default=2000, help="steps from scratch (%(default)s)")
+    result.add_argument("--tune-steps", type=int, default=200, help="steps of a fine-tuning (%(default)s)")
+    result.add_argument("--tune-lr", type=float, default=1e-4, help="learning rate of a fine-tuning (%(default)s)")
+    result.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (%(default)s)")
+    result.add_argument("--threads", type=int, default=1, help="threads of a run (%(default)s)")
+    result.add_argument("--report", action="store_true", help="only write results, table and plot from what is there")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train what is asked for, then report."""
+    options = parser().parse_args(arguments)
+    plan = Plan(options.out, Protocol(steps=options.steps), options.tune_steps, options.tune_lr)
+    if not options.report:
+        chosen = [Arm.of(name) for name in options.arms]
+        wanted = [(a, s) for a in chosen for s in (options.tune_seeds if a.tuned else options.seeds)]
+        if not workers.train(plan, wanted, options.data, options.jobs, options.threads):
+            sys.exit("a run failed: see above; the finished ones are kept")
+
+
+if __name__ == "__main__":
+    main()
