@@ -2,7 +2,8 @@
 
     python -m bench.picogpt                          # everything; finished runs are kept, broken ones resume
     python -m bench.picogpt --arms dense mpo16       # some arms
-    python -m bench.picogpt --report                 # no training: results, table and plot from what is in --out
+    python -m bench.picogpt --report                 # no training: results, page and plot from what is in --out
+    python -m bench.picogpt --report --speed         # and time a training step of each kind of model, now
 
 Arms: dense, dense-spared (no weight decay on LayerNorm and biases); and for B = 4, 8, 16, 32: mpoB, mpoB-paper (trained
 from random cores, own and published initialisation), narrowB (a smaller dense model, from scratch), svdB and lowrankB
@@ -20,18 +21,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.picogpt import data, workers
-from bench.picogpt.arms import BONDS, Arm
+from bench.picogpt import data, report, workers
+from bench.picogpt.arms import EVERYTHING, Arm
 from bench.picogpt.runs import Plan
 from bench.picogpt.training import Protocol
-
-DEFAULT_ARMS = [
-    "dense",
-    *(f"mpo{bond}" for bond in (16, 8, 4, 32)),
-    *(f"{family}{bond}" for bond in (16, 8, 4, 32) for family in ("svd", "lowrank")),
-    *(f"narrow{bond}" for bond in (16, 8, 4, 32)),
-    "mpo16-paper",
-]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,10 +33,12 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m bench.picogpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
-        "--out", type=Path, default=data.ROOT / "data" / "picogpt", help="folder of checkpoints and logs (%(default)s)"
+        "--out", type=Path, default=data.ROOT / "data" / "picogpt", help="folder of checkpoints and logs (data/picogpt)"
     )
     result.add_argument("--data", type=Path, help="Tiny Shakespeare as .txt or .xz (default: shared data, or download)")
-    result.add_argument("--arms", nargs="+", default=DEFAULT_ARMS, metavar="ARM", help="what to train (default: all)")
+    result.add_argument(
+        "--arms", nargs="+", default=list(EVERYTHING), metavar="ARM", help="what to train (default: all)"
+    )
     result.add_argument(
         "--seeds", nargs="+", type=int, default=[42], metavar="N", help="seeds of runs from scratch (42)"
     )
@@ -55,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tune-lr", type=float, default=1e-4, help="learning rate of a fine-tuning (%(default)s)")
     result.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (%(default)s)")
     result.add_argument("--threads", type=int, default=1, help="threads of a run (%(default)s)")
-    result.add_argument("--report", action="store_true", help="only write results, table and plot from what is there")
+    result.add_argument("--report", action="store_true", help="only write results, page and plot from what is there")
+    result.add_argument("--speed", action="store_true", help="with --report: time training steps, on a quiet machine")
     return result
 
 
@@ -68,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         wanted = [(a, s) for a in chosen for s in (options.tune_seeds if a.tuned else options.seeds)]
         if not workers.train(plan, wanted, options.data, options.jobs, options.threads):
             sys.exit("a run failed: see above; the finished ones are kept")
+    report.write(plan, options.data, speed=options.speed)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ from tensorfact.torch import LowRankLinear, MPOLinear
 BONDS = (4, 8, 16, 32)
 COUNTS = {None: 808_448, 4: 42_336, 8: 79_168, 16: 177_408, 32: 472_192}
 PUBLISHED_COUNTS = {None: 1_020_224, 4: 78_336, 8: 110_592, 16: 191_872, 32: 408_832}
+EVERYTHING = (
+    "dense",
+    *(f"mpo{bond}" for bond in (16, 8, 4, 32)),
+    *(f"{family}{bond}" for bond in (16, 8, 4, 32) for family in ("svd", "lowrank")),
+    *(f"narrow{bond}" for bond in (16, 8, 4, 32)),
+    "mpo16-paper",
+)
 SHAPES = {
     "attention": ((8, 16), (8, 16)),
     "up": ((8, 8, 8), (4, 4, 8)),
@@ -100,7 +107,7 @@ def build(arm: Arm, seed: int, source: Path | None = None) -> PicoGPT:
 
 
 def mpo(bond: int, variant: str = "") -> Make:
-    """Maker of random MPO layers: weights of the dense model's standard deviation, or of the published one; biases 0."""
+    """Maker of random MPO layers: standard deviation as in the dense model, or as published; biases 0."""
 
     def make(kind: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
         rows, cols = SHAPES[kind]
@@ -153,7 +160,7 @@ def to_mpo(model: PicoGPT, bond: int) -> None:
 
 
 def balanced(cores: list[Tensor]) -> list[Tensor]:
-    """The same train with the square roots of a bond's singular values on each side, so that Adam's steps fit all cores.
+    """The same train with the roots of a bond's singular values on each side, so that Adam's steps fit every core.
 
     Takes a left-canonical train (all cores but the last left-orthonormal), as TT-SVD gives it.
     """

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 Make = Callable[[str, int, int, bool], nn.Module]  # kind of layer, in_features, out_features, bias -> layer
 Weights = Mapping[str, Tensor]
@@ -68,9 +68,9 @@ class Block(nn.Module):
             q, k, v = self.query(y), self.key(y), self.value(y)
         else:  # one product for the three
             joined = torch.cat([weights[prefix + name] for name in ("query", "key", "value")])
-            q, k, v = F.linear(y, joined).chunk(3, dim=-1)
+            q, k, v = functional.linear(y, joined).chunk(3, dim=-1)
         heads = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        y = functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
         x = x + apply(self.output, y, weights, prefix + "output")
         y = apply(self.up, self.norm_2(x), weights, prefix + "up").relu()
         return x + apply(self.down, y, weights, prefix + "down")
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 def apply(layer: nn.Module, x: Tensor, weights: Weights | None, name: str) -> Tensor:
     """``layer(x)``, or the same with the weight of that name and the layer's own bias."""
-    result = layer(x) if weights is None else F.linear(x, weights[name], layer.bias)  # type: ignore[arg-type]
+    result = layer(x) if weights is None else functional.linear(x, weights[name], layer.bias)  # type: ignore[arg-type]
     return result  # type: ignore[no-any-return]
 
 

@@ -34,7 +34,7 @@ class Plan:
     def protocol(self, arm: Arm) -> Protocol:
         """How an arm is trained."""
         if arm.tuned:
-            return self.full.short(self.tune_steps, self.tune_lr, max(1, self.tune_steps // 4))
+            return self.full.short(self.tune_steps, self.tune_lr, max(1, self.tune_steps // 2))
         return self.full if arm.variant != "spared" else replace(self.full, decay_all=False)
 
     def checkpoint(self, arm: Arm, seed: int) -> Path:

@@ -1,4 +1,4 @@
-"""One training: AdamW, warm-up and cosine, resumable after a kill at any moment, with the same bits as if undisturbed."""
+"""One training: AdamW, warm-up and cosine; resumable after a kill at any moment, to the same bits as if undisturbed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bench.picogpt.data import Corpus, batch
 from bench.picogpt.model import PicoGPT
@@ -70,7 +70,7 @@ def evaluate(model: PicoGPT, tokens: Tensor, windows: int = 8) -> dict[str, floa
     loss, right = 0.0, 0
     for x, y in parts:
         logits = model(x, weights).flatten(0, 1)
-        loss += float(F.cross_entropy(logits, y.flatten(), reduction="sum"))
+        loss += float(functional.cross_entropy(logits, y.flatten(), reduction="sum"))
         right += int((logits.argmax(-1) == y.flatten()).sum())
     model.train()
     return {"loss": loss / (len(tokens) - 1), "accuracy": right / (len(tokens) - 1)}
@@ -117,7 +117,7 @@ class Trainer:
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         total = 0.0
         for xs, ys in zip(x.split(protocol.chunk), y.split(protocol.chunk), strict=True):
-            loss = F.cross_entropy(model(xs, leaves).flatten(0, 1), ys.flatten(), reduction="sum") / y.numel()
+            loss = functional.cross_entropy(model(xs, leaves).flatten(0, 1), ys.flatten(), reduction="sum") / y.numel()
             loss.backward()
             total += float(loss.detach())
         torch.autograd.backward(list(weights.values()), [leaf.grad for leaf in leaves.values()])  # type: ignore[misc]
