@@ -187,9 +187,9 @@ def render(result: Result) -> str:
         "",
         "A character-level transformer (4 blocks, width 128, 4 heads, feed-forward 512, context 256) on Tiny "
         "Shakespeare, after Javanmard, Pandit and Mardani, arXiv 2603.28534. All 25 linear layers become MPO layers: "
-        "attention (8·16) x (8·16), up (8·8·8) x (4·4·8), down (4·4·8) x (8·8·8), head (5·13) x (8·16). Loss (nats) and "
-        "argmax accuracy are over the whole validation part, 111,539 characters in fixed windows of 256: no sampling "
-        "in them.",
+        "attention (8·16) x (8·16), up (8·8·8) x (4·4·8), down (4·4·8) x (8·8·8), head (5·13) x (8·16). Loss (nats) "
+        "and argmax accuracy are over the whole validation part, 111,539 characters in fixed windows of 256: no "
+        "sampling in them.",
         "",
         "![accuracy against parameters](picogpt.png)",
         "",
@@ -216,9 +216,9 @@ def render(result: Result) -> str:
             "## Compressed after training",
             "",
             f"TT-SVD of the trained dense model, or SVD with no more parameters; then {short['steps']} steps at lr "
-            f"{short['lr']:g} ({short['warmup']} of warm-up), otherwise as above. Seeds differ in the batches they see. "
-            "The low-rank control gives each layer the rank that its MPO pays for, and what is left over to the layers "
-            "where it keeps most.",
+            f"{short['lr']:g} ({short['warmup']} of warm-up), otherwise as above. Seeds differ in the batches they "
+            "see. The low-rank control gives each layer the rank that its MPO pays for, and what is left over to the "
+            "layers where it keeps most.",
             "",
             *tuned(result),
             "",
