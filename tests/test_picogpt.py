@@ -122,8 +122,8 @@ def test_gradient_in_parts_is_the_gradient(text):
     )
     assert whole.advance() == pytest.approx(loss.item(), rel=1e-5)
     for index, gradient in enumerate(wanted):
-        scale = float(gradient.norm()) + 1e-6
-        assert float((found[index] - gradient).norm()) < 1e-4 * scale
+        scale = gradient.norm().item() + 1e-6
+        assert (found[index] - gradient).norm().item() < 1e-4 * scale
 
 
 def test_validation_counts_every_character_once(text):
@@ -205,8 +205,8 @@ def test_balanced_trains_have_the_same_product_and_even_bonds(trained):
     for (name, layer), (_, mpo) in zip(model.linears(), small.linears(), strict=True):
         rows, cols = arms.SHAPES[arms.kind_of(name)]
         plain = arms.MPOLinear.from_linear(layer, rank=8, row_shape=rows, col_shape=cols)
-        norm = float(layer.weight.norm())
-        assert float((mpo.weight - plain.weight).norm()) < 1e-5 * norm
+        norm = layer.weight.norm().item()
+        assert (mpo.weight - plain.weight).norm().item() < 1e-5 * norm
         left = torch.ones(1, 1, dtype=torch.float64)
         cores = [core.detach().double() for core in mpo.cores]
         for bond in range(1, len(cores)):
