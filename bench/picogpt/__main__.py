@@ -5,8 +5,9 @@
     python -m bench.picogpt --report                 # no training: results, page and plot from what is in --out
     python -m bench.picogpt --report --speed         # and time a training step of each kind of model, now
 
-Arms: dense, dense-spared (no weight decay on LayerNorm and biases); and for B = 4, 8, 16, 32: mpoB, mpoB-paper (trained
-from random cores, own and published initialisation), narrowB (a smaller dense model, from scratch), svdB and lowrankB
+Arms: dense; dense-spared (no weight decay on LayerNorm and biases); dense-tuned (trained on as long as svdB); and for
+B = 4, 8, 16, 32: mpoB (trained from random cores), mpoB-paper (from the published initialisation), mpoB-scaled (the cores'
+learning rates in proportion to their entries), narrowB (a smaller dense model, from scratch), svdB and lowrankB
 (TT-SVD and SVD of the trained dense model, then fine-tuned). A number of parameters is the same for one B.
 
 A run is killed and resumed at will: each arm and seed has its own checkpoint, written under a passing name and renamed.

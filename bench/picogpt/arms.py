@@ -3,8 +3,10 @@
 ==================  ==================================================================================================
 ``dense``           the model as published
 ``dense-spared``    the same without weight decay on LayerNorm and biases
+``dense-tuned``     the trained ``dense`` after the steps that ``svd`` and ``lowrank`` are tuned for
 ``mpo16``           MPO layers with bond 16 from random cores of the dense model's standard deviation, 0.02
 ``mpo16-paper``     the same from the published initialisation
+``mpo16-scaled``    ``mpo16`` with the cores' learning rates in proportion to the size of their entries
 ``narrow16``        dense, narrower, with no more parameters than ``mpo16``, from scratch
 ``svd16``           TT-SVD of the trained ``dense`` with bond 16, then fine-tuned
 ``lowrank16``       SVD of the trained ``dense`` with no more parameters than ``svd16``, then fine-tuned
@@ -22,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.picogpt.model import Make, PicoGPT, Size, count, dense
+from bench.picogpt.model import STD, Make, PicoGPT, Size, count, dense
 from bench.picogpt.training import stored_model
 from tensorfact.torch import LowRankLinear, MPOLinear
 
@@ -33,7 +35,9 @@ EVERYTHING = (
     "dense",
     *(f"mpo{bond}" for bond in (16, 8, 4, 32)),
     *(f"{family}{bond}" for bond in (16, 8, 4, 32) for family in ("svd", "lowrank")),
+    "dense-tuned",
     *(f"narrow{bond}" for bond in (16, 8, 4, 32)),
+    "mpo16-scaled",
     "mpo16-paper",
 )
 SHAPES = {
@@ -42,7 +46,7 @@ SHAPES = {
     "down": ((4, 4, 8), (8, 8, 8)),
     "head": ((5, 13), (8, 16)),
 }
-NAME = re.compile(r"(dense|mpo|narrow|svd|lowrank)(\d+)?(?:-(paper|spared))?")
+NAME = re.compile(r"(dense|mpo|narrow|svd|lowrank)(\d+)?(?:-(\w+))?")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Arm:
         match = NAME.fullmatch(name)
         if match:
             arm = cls(match[1], int(match[2]) if match[2] else None, match[3] or "")
-            variants = {"dense": ("", "spared"), "mpo": ("", "paper")}.get(arm.family, ("",))
+            variants = {"dense": ("", "spared", "tuned"), "mpo": ("", "paper", "scaled")}.get(arm.family, ("",))
             if arm.variant in variants and ((arm.bond is None) if arm.family == "dense" else (arm.bond in BONDS)):
                 return arm
         raise ValueError(f"arms must be named as in `python -m bench.picogpt --help`, got {name!r}")
@@ -78,7 +82,7 @@ class Arm:
     @property
     def tuned(self) -> bool:
         """Whether it begins from the trained dense model."""
-        return self.family in ("svd", "lowrank")
+        return self.family in ("svd", "lowrank") or self.variant == "tuned"
 
 
 def build(arm: Arm, seed: int, source: Path | None = None) -> PicoGPT:
@@ -93,7 +97,8 @@ def build(arm: Arm, seed: int, source: Path | None = None) -> PicoGPT:
         assert source is not None
         model = PicoGPT()
         model.load_state_dict(stored_model(source))
-        (to_mpo if arm.family == "svd" else to_low_rank)(model, arm.bond or 0)
+        if arm.bond is not None:
+            (to_mpo if arm.family == "svd" else to_low_rank)(model, arm.bond)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -118,7 +123,7 @@ def mpo(bond: int, variant: str = "") -> Make:
             for core in layer.cores:
                 nn.init.normal_(core, std=std)
         else:
-            layer.reset_parameters(std=0.02)
+            layer.reset_parameters(std=STD)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
         return layer

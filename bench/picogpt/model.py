@@ -17,6 +17,7 @@ from torch.nn import functional
 
 Make = Callable[[str, int, int, bool], nn.Module]  # kind of layer, in_features, out_features, bias -> layer
 Weights = Mapping[str, Tensor]
+STD = 0.02  # of fresh weights and embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Size:
 def dense(kind: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
     """A plain linear layer, weights N(0, 0.02^2), bias 0."""
     layer = nn.Linear(in_features, out_features, bias=bias)
-    nn.init.normal_(layer.weight, std=0.02)
+    nn.init.normal_(layer.weight, std=STD)
     if bias:
         nn.init.zeros_(layer.bias)
     return layer
@@ -92,7 +93,7 @@ class PicoGPT(nn.Module):
         super().__init__()
         self.size = size = size or Size()
         self.embedding = nn.Embedding(size.vocabulary, size.width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=STD)
         self.blocks = nn.ModuleList(Block(size, make) for _ in range(size.layers))
         self.norm = nn.LayerNorm(size.width)
         self.head = make("head", size.width, size.vocabulary, False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean, stdev
 from typing import Any
 
-from bench.picogpt.arms import BONDS, COUNTS, PUBLISHED_COUNTS
+from bench.picogpt.arms import BONDS, COUNTS, PUBLISHED_COUNTS, Arm
 
 Result = dict[str, Any]
 PUBLISHED = {None: (1.860, 52.8), 4: (2.220, 36.8), 8: (1.950, 46.8), 16: (1.850, 51.6), 32: (1.850, 52.4)}
@@ -61,6 +61,7 @@ def scratch(result: Result) -> list[str]:
     arms = [("dense", "dense", None)]
     arms += [(f"mpo{bond}", f"MPO, bond {bond}", bond) for bond in BONDS]
     arms += [(f"mpo{bond}-paper", f"MPO, bond {bond}, published initialisation", bond) for bond in BONDS]
+    arms += [(f"mpo{bond}-scaled", f"MPO, bond {bond}, cores' learning rates scaled", bond) for bond in BONDS]
     arms += [(f"narrow{bond}", f"narrower dense, for bond {bond}", bond) for bond in BONDS]
     arms += [("dense-spared", "dense, no decay on LayerNorm and biases", None)]
     for arm, label, bond in arms:
@@ -88,11 +89,11 @@ def tuned(result: Result) -> list[str]:
         "| bond | layers | parameters | not tuned: loss, accuracy | seeds | tuned: loss | accuracy, % | of dense |",
         "| ---: | --- | ---: | --- | ---: | --- | --- | --- |",
     ]
-    for bond in BONDS:
-        for family, label in (("svd", "MPO (TT-SVD)"), ("lowrank", "low-rank (SVD)")):
-            runs = runs_of(result, f"{family}{bond}")
-            if not runs:
-                continue
+    arms = [(f"svd{bond}", "MPO (TT-SVD)", bond) for bond in BONDS]
+    arms += [(f"lowrank{bond}", "low-rank (SVD)", bond) for bond in BONDS]
+    for arm, label, bond in [*sorted(arms, key=lambda row: row[2]), ("dense-tuned", "dense, not compressed", "")]:
+        runs = runs_of(result, arm)
+        if runs:
             first, accuracy = runs[0]["validation"][0], at_end(runs, "accuracy")
             lines.append(
                 f"| {bond} | {label} | {runs[0]['parameters']:,} | {first['loss']:.3f}, "
@@ -123,6 +124,7 @@ def verdict(result: Result) -> str:
     parts = []
     for arm, label in (
         ("mpo16", "trained from scratch"),
+        ("mpo16-scaled", "with its cores' learning rates scaled"),
         ("svd16", "compressed after training and fine-tuned"),
     ):
         values = at_end(runs_of(result, arm), "accuracy")
@@ -177,7 +179,7 @@ def speed(result: Result) -> list[str]:
 def render(result: Result) -> str:
     """The whole page."""
     where = result["environment"]
-    tunings = [run for run in result["runs"] if run["arm"].startswith(("svd", "lowrank"))]
+    tunings = [run for run in result["runs"] if Arm.of(run["arm"]).tuned]
     full = next((run["protocol"] for run in result["runs"] if run["arm"] == "dense"), result["runs"][0]["protocol"])
     short = tunings[0]["protocol"] if tunings else None
     lines = [

@@ -35,7 +35,7 @@ class Plan:
         """How an arm is trained."""
         if arm.tuned:
             return self.full.short(self.tune_steps, self.tune_lr, max(1, self.tune_steps // 2))
-        return self.full if arm.variant != "spared" else replace(self.full, decay_all=False)
+        return replace(self.full, decay_all=arm.variant != "spared", scale_cores=arm.variant == "scaled")
 
     def checkpoint(self, arm: Arm, seed: int) -> Path:
         """File of the model, optimiser and log of a run."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.picogpt.data import Corpus, batch
-from bench.picogpt.model import PicoGPT
+from bench.picogpt.model import STD, PicoGPT
+from tensorfact.torch import MPOLinear
 
 Log = dict[str, Any]
 
@@ -34,6 +35,7 @@ class Protocol:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     decay_all: bool = True  # also LayerNorm and biases
+    scale_cores: bool = False  # learning rates of MPO cores in proportion to their entries, as seen from dense weights
     clip: float = 1.0
     evaluate_every: int = 200
     save_every: int = 50
@@ -90,18 +92,16 @@ class Trainer:
             "validation": [],
             "cpu_seconds": 0.0,
         }
-        groups = [{"params": list(model.parameters()), "weight_decay": protocol.weight_decay}]
-        if not protocol.decay_all:
-            spared = {id(p) for p in unweighted(model)}
-            groups = [
-                {
-                    "params": [p for p in model.parameters() if id(p) not in spared],
-                    "weight_decay": protocol.weight_decay,
-                },
-                {"params": [p for p in model.parameters() if id(p) in spared], "weight_decay": 0.0},
-            ]
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        spared = {id(p) for p in unweighted(model)} if not protocol.decay_all else set()
+        scales = core_scales(model) if protocol.scale_cores else {}
+        for parameter in model.parameters():
+            scale = scales.get(id(parameter), 1.0)
+            decay = 0.0 if id(parameter) in spared else protocol.weight_decay / scale  # the same shrinking a step
+            groups.setdefault((scale, decay), []).append(parameter)
+        settings = [{"params": found, "scale": s, "weight_decay": decay} for (s, decay), found in groups.items()]
         self._began = 0.0
-        self.optimizer = torch.optim.AdamW(groups, lr=protocol.lr, betas=protocol.betas, fused=True)
+        self.optimizer = torch.optim.AdamW(settings, lr=protocol.lr, betas=protocol.betas, fused=True)
 
     def advance(self) -> float:
         """One step; returns the mean training loss of its batch before the step.
@@ -111,7 +111,7 @@ class Trainer:
         """
         protocol, model = self.protocol, self.model
         for group in self.optimizer.param_groups:
-            group["lr"] = protocol.rate(self.log["step"])
+            group["lr"] = protocol.rate(self.log["step"]) * group["scale"]
         x, y = batch(self.corpus.train, model.size.context, protocol.batch, self.rng)
         weights = model.weights()
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -177,6 +177,7 @@ class Trainer:
         with safe_open(file, "pt") as stored:
             log = json.loads(stored.metadata()["log"])
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        log["protocol"] = Protocol().plain() | log["protocol"]  # an older checkpoint has the defaults of newer options
         for key in ("seed", "protocol"):
             if log[key] != self.log[key]:
                 raise ValueError(
@@ -198,6 +199,21 @@ def unweighted(model: PicoGPT) -> list[nn.Parameter]:
     """Biases and the parameters of LayerNorm."""
     norms = [p for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()]
     return norms + [layer.bias for _, layer in model.linears() if layer.bias is not None]  # type: ignore[misc]
+
+
+def core_scales(model: PicoGPT) -> dict[int, float]:
+    """For each MPO core, by its id: standard deviation of its entries over that of a dense weight, both at the start.
+
+    Adam moves every entry by about the learning rate. Cores have larger entries than the weight that they multiply out
+    to, so at one rate they move less in proportion: by this factor.
+    """
+    found = {}
+    for _, layer in model.linears():
+        if isinstance(layer, MPOLinear):
+            exponent = 1 / (2 * len(layer.cores))
+            scale = (STD**2 / math.prod(layer.ranks)) ** exponent / STD
+            found |= {id(core): scale for core in layer.cores}
+    return found
 
 
 def stored_log(file: Path) -> Log | None:
