@@ -6,9 +6,9 @@
     python -m bench.picogpt --report --speed         # and time a training step of each kind of model, now
 
 Arms: dense; dense-spared (no weight decay on LayerNorm and biases); dense-tuned (trained on as long as svdB); and for
-B = 4, 8, 16, 32: mpoB (trained from random cores), mpoB-paper (from the published initialisation), mpoB-scaled (the cores'
-learning rates in proportion to their entries), narrowB (a smaller dense model, from scratch), svdB and lowrankB
-(TT-SVD and SVD of the trained dense model, then fine-tuned). A number of parameters is the same for one B.
+B = 4, 8, 16, 32: mpoB (trained from random cores), mpoB-paper (from the published initialisation), mpoB-scaled (with
+the cores' learning rates in proportion to their entries), narrowB (a smaller dense model, from scratch), svdB and
+lowrankB (TT-SVD and SVD of the trained dense model, then fine-tuned). The number of parameters is the same for one B.
 
 A run is killed and resumed at will: each arm and seed has its own checkpoint, written under a passing name and renamed.
 With one thread a job, results have the same bits however often that happened.
@@ -47,8 +47,8 @@ def parser() -> argparse.ArgumentParser:
         "--tune-seeds", nargs="+", type=int, default=[42, 43, 44], metavar="N", help="seeds of fine-tunings (42 43 44)"
     )
     result.add_argument("--steps", type=int, default=2000, help="steps from scratch (%(default)s)")
-    result.add_argument("--tune-steps", type=int, default=200, help="steps of a fine-tuning (%(default)s)")
-    result.add_argument("--tune-lr", type=float, default=1e-4, help="learning rate of a fine-tuning (%(default)s)")
+    result.add_argument("--tune-steps", type=int, default=80, help="steps of a fine-tuning (%(default)s)")
+    result.add_argument("--tune-lr", type=float, default=1e-3, help="learning rate of a fine-tuning (%(default)s)")
     result.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once (%(default)s)")
     result.add_argument("--threads", type=int, default=1, help="threads of a run (%(default)s)")
     result.add_argument("--report", action="store_true", help="only write results, page and plot from what is there")
@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Plan(options.out, Protocol(steps=options.steps), options.tune_steps, options.tune_lr)
     if not options.report:
         chosen = [Arm.of(name) for name in options.arms]
-        wanted = [(a, s) for a in chosen for s in (options.tune_seeds if a.tuned else options.seeds)]
+        turns = range(max(len(options.seeds), len(options.tune_seeds)))  # every arm once, then every arm again
+        seeds = [(a, options.tune_seeds if a.tuned else options.seeds) for a in chosen]
+        wanted = [(arm, its[turn]) for turn in turns for arm, its in seeds if turn < len(its)]
         if not workers.train(plan, wanted, options.data, options.jobs, options.threads):
             sys.exit("a run failed: see above; the finished ones are kept")
     report.write(plan, options.data, speed=options.speed)

@@ -28,13 +28,13 @@ class Plan:
 
     out: Path
     full: Protocol = field(default_factory=Protocol)
-    tune_steps: int = 200
-    tune_lr: float = 1e-4
+    tune_steps: int = 80
+    tune_lr: float = 1e-3
 
     def protocol(self, arm: Arm) -> Protocol:
         """How an arm is trained."""
         if arm.tuned:
-            return self.full.short(self.tune_steps, self.tune_lr, max(1, self.tune_steps // 2))
+            return self.full.short(self.tune_steps, self.tune_lr, self.tune_steps)
         return replace(self.full, decay_all=arm.variant != "spared", scale_cores=arm.variant == "scaled")
 
     def checkpoint(self, arm: Arm, seed: int) -> Path:
