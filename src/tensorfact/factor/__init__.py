@@ -19,7 +19,7 @@ from tensorfact.factor.low_rank import randomized_svd, singular_values
 from tensorfact.factor.lproduct import facewise, lidentity, linv, lpinv, lproduct, lqr, ltranspose
 from tensorfact.factor.lsvd import implicit_rank, lnorm, lsvd, lsvd_truncate, multirank, prox_nuclear, tubal_rank
 from tensorfact.factor.sampling import mlp_jacobians, sample_jacobians
-from tensorfact.factor.splines import BSplineBasis, clamped_knots, difference_penalty, quantile_knots
+from tensorfact.factor.splines import BSplineBasis
 from tensorfact.factor.tensor_train import tt_svd
 from tensorfact.factor.tt_matrix import tt_matrix_svd
 

@@ -1,7 +1,7 @@
 """Property-based testing of decompositions, tensorfact's own or anyone's. Needs Hypothesis.
 
 * `check_low_rank` holds a truncated-SVD routine to its contract, promise by promise; `check_tensor_train` a TT-SVD,
-  `check_lproduct` a tensor-tensor product.
+  `check_lproduct` a tensor-tensor product, `check_spline_basis` a B-spline basis.
 * `tensorfact.testing.strategies`: Hypothesis strategies for shapes, spectra, layouts and whole matrices;
   `tensorfact.testing.tensors` for tensors and trains.
 * `tensorfact.testing.oracles`: slow, obvious, double-precision answers.
