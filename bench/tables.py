@@ -87,6 +87,46 @@ def demo() -> str:
     return "\n".join(lines)
 
 
+def mpo_checkpoints() -> str:
+    """Matrix product operators beside low rank at equal bytes: quality by allocation, then latency."""
+    result = timing.load("mpo_checkpoints")
+    allocations = list(dict.fromkeys(row["allocation"] for row in result.get("rows", [])))
+    timed = {(row["param_ratio"], row["method"]): row for row in result.get("latency", [])}
+    lines = [
+        "| linear weights kept | method | file, MB | "
+        + " | ".join(f"{name} ranks: error, STS-B (cosine)" for name in allocations)
+        + " | forward pass, linear layers, against dense |",
+        "| --- | --- | --- |" + " --- |" * (len(allocations) + 1),
+    ]
+    cells: dict[tuple[float, str], dict[str, dict[str, Any]]] = {}
+    for row in result.get("rows", []):
+        cells.setdefault((row["param_ratio"], row["method"]), {})[row["allocation"]] = row
+    for (ratio, method), found in cells.items():
+        sizes = ", ".join(dict.fromkeys(f"{row['bytes'] / 1e6:.1f}" for row in found.values()))
+        quality = (
+            f"{row['mean_error']:.3f}, {row['spearman']:.1f} ({row['cosine']:.2f})"
+            for row in map(found.__getitem__, allocations)
+        )
+        time = timed.get((ratio, method))
+        speed = (
+            "-"
+            if time is None
+            else f"{time['after_ms'] / time['before_ms']:.2f}, "
+            f"{time['layers_after_ms'] / time['layers_before_ms']:.2f} times as long"
+        )
+        lines.append(f"| {ratio:.0%} | {method} | {sizes} | {' | '.join(quality)} | {speed} |")
+    where = result.get("environment", {})
+    lines += [
+        "",
+        "Error: mean relative error of the weights; those left dense count with none. STS-B Spearman and, in brackets, "
+        f"the mean cosine to the dense model's embeddings; dense {result.get('dense_spearman', 0.0):.1f} (1.00). "
+        "Latency: uniform ranks, the whole model on two dozen sentences, and the sum over its replaced layers alone on "
+        "128 tokens. `python -m bench.mpo_checkpoints --stsb FILE`, "
+        f"{where.get('cores')} cores, commit {where.get('commit')}.",
+    ]
+    return "\n".join(lines)
+
+
 def checkpoints() -> str:
     """Seconds, memory and size of whole checkpoints."""
     result = timing.load("checkpoints")
@@ -124,7 +164,12 @@ def _footprint() -> list[str]:
     return ["", text + " (`python -m bench.footprint --install`)."]
 
 
-TABLES: dict[str, Callable[[], str]] = {"low_rank": low_rank, "demo": demo, "checkpoints": checkpoints}
+TABLES: dict[str, Callable[[], str]] = {
+    "low_rank": low_rank,
+    "demo": demo,
+    "mpo_checkpoints": mpo_checkpoints,
+    "checkpoints": checkpoints,
+}
 
 
 def rendered(text: str) -> str:

@@ -9,8 +9,10 @@
 namespace tensorfact::bind {
 
 void bind_lapack(py::module_& m);
+void bind_chain(py::module_& m);
 void bind_dense(py::module_& m);
 void bind_tall(py::module_& m);
+void bind_spline(py::module_& m);
 
 namespace {
 
@@ -45,6 +47,8 @@ PYBIND11_MODULE(TENSORFACT_MODULE, m, pybind11::mod_gil_not_used()) {
     m.def("isa", [] { return TENSORFACT_STRING(TENSORFACT_ISA); });
     m.def("probe_pool", &bind::probe_pool, pybind11::arg("nthreads"), pybind11::arg("fail"));
     bind::bind_lapack(m);
+    bind::bind_chain(m);
     bind::bind_dense(m);
     bind::bind_tall(m);
+    bind::bind_spline(m);
 }

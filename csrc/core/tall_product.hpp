@@ -10,10 +10,19 @@ inline constexpr index tile_vectors = vector_registers == 32 ? 4 : 2;
 template <index nv>
 inline constexpr index tile_rows = vector_registers == 32 ? (nv == 1 ? 12 : nv == 4 ? 6 : 8) : (nv == 1 ? 8 : 4);
 
-// acc (+/-)= a (mr x inner, lda apart) b (inner x nv vectors, ldb apart).
+// acc (+/-)= a (mr x inner, lda apart) b (inner x nv vectors, ldb apart). Asks for the rows behind these while it works: the
+// hardware follows one row at a time, which leaves the memory bus idle.
 template <class R, index mr, index nv, bool minus>
 inline void tile(const R* __restrict a, index lda, const R* __restrict b, index ldb, index inner, Vec<R> (&acc)[mr][nv]) {
+    constexpr index line_numbers = 64 / static_cast<index>(sizeof(R)), every = std::max<index>(1, line_numbers / mr);
+    const R* ahead = a + mr * lda;
     for (index k = 0; k < inner; ++k) {
+        if constexpr (!minus) {
+            if (k % every == 0) {
+                __builtin_prefetch(ahead + k * mr);
+                if constexpr (mr > line_numbers) __builtin_prefetch(ahead + k * mr + line_numbers);
+            }
+        }
         Vec<R> line[nv];
         for (index c = 0; c < nv; ++c) line[c] = vec(b + k * ldb + c * lanes<R>);
         for (index i = 0; i < mr; ++i)
@@ -127,7 +136,7 @@ template <class T>
 void store_rows(const real_t<T>* from, index padded, index rows, index k, T* to, index ld, bool by_row) {
     using R = real_t<T>;
     if (by_row) {
-        for (index i = 0; i < rows; ++i) std::memcpy(to + i * ld, from + i * padded, static_cast<std::size_t>(k) * sizeof(T));
+        for (index i = 0; i < rows; ++i) std::memcpy(static_cast<void*>(to + i * ld), from + i * padded, static_cast<std::size_t>(k) * sizeof(T));
         return;
     }
     for (index j = 0; j < k; ++j)

@@ -27,9 +27,11 @@ struct Fold {
     R* r_row(index strip, index i) const { return r + (strip * strips * w + i) * w; }
     R* b_strip(index strip) const { return b + strip * nb * w; }
 
-    // [R; B] -> R, B destroyed; `rows` of the block are used.
-    void absorb(index rows) const {
+    // [R; B] -> R, B destroyed; `rows` of the block are used. Asks on the way for the numbers that come after.
+    void absorb(index rows, const R* next = nullptr, index count = 0) const {
+        constexpr index line = 64 / static_cast<index>(sizeof(R));
         for (index s = 0; s < strips; ++s) {
+            for (index i = count * s / strips; i < count * (s + 1) / strips; i += line) __builtin_prefetch(next + i, 0, 2);
             alignas(64) R t[w * w];
             factor(s, rows, t);
             index to = s + 1;
@@ -137,14 +139,12 @@ struct Fold {
 
     // Copies rows (ld apart, n numbers each) into the strips; columns beyond n are zero.
     void load(const R* from, index ld, index rows) const {
-        for (index s = 0; s < strips; ++s) {
-            R* to = b_strip(s);
-            const index count = std::min(w, n - s * w);
-            if (count == w)
-                for (index i = 0; i < rows; ++i) vec(to + i * w) = vec(from + i * ld + s * w);
-            else
-                for (index i = 0; i < rows; ++i)
-                    for (index j = 0; j < w; ++j) to[i * w + j] = j < count ? from[i * ld + s * w + j] : R(0);
+        const index whole = n / w;
+        for (index i = 0; i < rows; ++i) {
+            for (index s = 0; s < whole; ++s) vec(b_strip(s) + i * w) = vec(from + i * ld + s * w);
+            if (whole == strips) continue;
+            R* to = b_strip(whole) + i * w;
+            for (index j = 0; j < w; ++j) to[j] = whole * w + j < n ? from[i * ld + whole * w + j] : R(0);
         }
     }
 
@@ -251,7 +251,7 @@ struct Folder {
     }
 
     // rows of 2 n (complex) or n real numbers
-    void rows(const R* from, index ld, index count) {
+    void rows(const R* from, index ld, index count, bool in_place) {
         if constexpr (is_complex<T>) {
             for (index i = 0; i < count; ++i)
                 for (index j = 0; j < n; ++j) {
@@ -261,7 +261,8 @@ struct Folder {
             planes.absorb(count);
         } else {
             fold.load(from, ld, count);
-            fold.absorb(count);
+            if (in_place) fold.absorb(count, from + count * ld, count * ld);
+            else fold.absorb(count);
         }
     }
 
@@ -316,7 +317,7 @@ void tall_triangle(Mat<const T> y, T* r, Workspace& ws, int nthreads) {
             const index end = std::min(tall.rows, (p + 1) * per_panel);
             for (index lo = p * per_panel; lo < end; lo += nb) {
                 const index count = std::min(nb, end - lo);
-                folder.rows(tall.block(lo, count, scratch), tall.ld(), count);
+                folder.rows(tall.block(lo, count, scratch), tall.ld(), count, tall.l.by_row);
             }
         }
     });

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tensorfact.compress._budget import rank_step
 from tensorfact.compress._method import Layer, create
 from tensorfact.compress.checkpoint import TensorInfo
-from tensorfact.compress.lowrank import LowRankMethod, break_even, rank_step
+from tensorfact.compress.lowrank import LowRankMethod, break_even
 
 
 def layer(name, shape):

@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tensorfact.compress import _inputs, fidelity  # noqa: E402
+from tensorfact.compress._latency import interleaved  # noqa: E402
 from tensorfact.compress.fidelity import compare_outputs, evaluate, measure_latency, measure_layers  # noqa: E402
 from tensorfact.compress.records import LayerRecord  # noqa: E402
 
@@ -177,7 +178,7 @@ def test_interleaving_gives_every_run_its_own_median() -> None:
     runs = [lambda: calls.append("a"), lambda: calls.append("b")]
     for repeats in (3, 4):
         calls.clear()
-        medians, done = fidelity._interleaved(runs, repeats=repeats, seconds=10.0)
+        medians, done = interleaved(runs, repeats=repeats, seconds=10.0)
         assert done == repeats
         assert len(medians) == 2
         assert calls[:6] == ["a", "b", "a", "b", "b", "a"]
@@ -186,17 +187,20 @@ def test_interleaving_gives_every_run_its_own_median() -> None:
 @pytest.mark.parametrize("repeats", [3, 4])
 def test_interleaved_medians_stay_with_their_run(repeats: int) -> None:
     slow, fast = (lambda: time.sleep(0.02)), (lambda: None)
-    (before, after), _ = fidelity._interleaved([slow, fast], repeats=repeats, seconds=10.0)
+    (before, after), _ = interleaved([slow, fast], repeats=repeats, seconds=10.0)
     assert before >= 20
     assert after < 20
 
 
 def test_every_distinct_layer_is_timed_once() -> None:
-    layers = [layer((256, 64), 8), layer((256, 64), 8), layer((64, 64), 4), layer((8, 8), (2, 3))]
+    layers = [layer((256, 64), 8), layer((256, 64), 8), layer((64, 64), 4)]
     timed, words = measure_layers(layers, tokens=16, seconds=0.5)
     assert timed[0].latency_before_ms == timed[1].latency_before_ms
-    assert all(record.latency_after_ms and record.latency_after_ms > 0 for record in timed[:3])
-    assert timed[3].latency_before_ms is None
+    assert all(record.latency_after_ms and record.latency_after_ms > 0 for record in timed)
+    bonds = [layer((256, 64), (8,)), layer((64, 64), (2, 3)), layer((256, 64), (8,))]
+    timed, _ = measure_layers(bonds, "mpo", tokens=16, seconds=0.5)
+    assert timed[0].latency_after_ms == timed[2].latency_after_ms
+    assert all(record.latency_after_ms and record.latency_after_ms > 0 for record in timed)
     assert words.startswith("16 tokens, float32")
     assert measure_layers([]) == ((), "")
 
@@ -221,7 +225,7 @@ def test_evaluate_never_raises_for_a_model_that_does_not_load(tmp_path: Path) ->
 
 
 def test_evaluate_survives_layers_that_cannot_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(layers: Any) -> Any:
+    def fail(layers: Any, method: str) -> Any:
         raise MemoryError("no room")
 
     monkeypatch.setattr(fidelity, "measure_layers", fail)

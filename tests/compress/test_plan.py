@@ -7,10 +7,15 @@ import sys
 
 import pytest
 
+from tensorfact.compress import plan as planning
 from tensorfact.compress._patterns import matches
 from tensorfact.compress.checkpoint import Checkpoint
-from tensorfact.compress.plan import make_plan
+from tensorfact.compress.lowrank import LowRankMethod
 from tiny_models import tiny
+
+
+def make_plan(checkpoint, **options):
+    return planning.make_plan(checkpoint, LowRankMethod(), **options)
 
 
 def names(plan):

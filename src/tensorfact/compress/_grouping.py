@@ -9,7 +9,18 @@ from pathlib import PurePath
 
 from tensorfact.compress.records import DenseRecord, LayerRecord, Report
 
-__all__ = ["Kind", "common_prefix", "format_bytes", "format_rank", "group_dense", "group_layers", "title", "true_width"]
+__all__ = [
+    "Kind",
+    "break_even",
+    "common_prefix",
+    "format_bytes",
+    "format_rank",
+    "full_rank",
+    "group_dense",
+    "group_layers",
+    "title",
+    "true_width",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,17 @@ class Kind:
 def largest_rank(layer: LayerRecord) -> int:
     """The rank, or the largest one of a method with several bonds."""
     return layer.rank if isinstance(layer.rank, int) else max(layer.rank, default=0)
+
+
+def full_rank(layer: LayerRecord) -> int:
+    """The rank, or largest bond, at which nothing would be lost."""
+    return min(layer.shape) if layer.full_rank is None else layer.full_rank
+
+
+def break_even(layer: LayerRecord) -> int:
+    """The largest rank, or largest bond, at which the layer takes fewer numbers than its weight."""
+    m, n = layer.shape
+    return (m * n - 1) // (m + n) if layer.break_even is None else layer.break_even
 
 
 def format_rank(layer: LayerRecord) -> str:

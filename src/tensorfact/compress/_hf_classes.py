@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tensorfact.compress._method import Method, Rank, as_rank, create, methods, owner
+
 MODEL_TYPE = "tensorfact"
 FORMAT_VERSION = 1
 SHIM_NAME = "modeling_tensorfact.py"
@@ -62,6 +64,17 @@ def recipe_of(config: dict[str, Any]) -> dict[str, Any]:
             f"this tensorfact reads {FORMAT_VERSION}; install the version that wrote the checkpoint"
         )
     return recipe
+
+
+def method_of(recipe: dict[str, Any]) -> Method:
+    """Return the method that reads the arrays of a recipe."""
+    name = recipe.get("method", "lowrank")
+    if name not in methods():
+        raise ValueError(
+            f"config.json names the method {name!r}, this tensorfact knows {', '.join(methods())}; "
+            "install the version that wrote the checkpoint"
+        )
+    return create(str(name))
 
 
 @functools.cache
@@ -128,7 +141,7 @@ def _register_family(base: Any, family: Any) -> None:
 
 @functools.cache
 def model_class(base: Any, family: Any) -> type[Any]:
-    """Return the subclass of one model class that builds itself with the recipe's low-rank layers."""
+    """Return the subclass of one model class that builds itself with the recipe's factored layers."""
 
     class Model(base):  # type: ignore[misc]
         config_class = family
@@ -164,29 +177,29 @@ def _swap(model: Any) -> None:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    from tensorfact.torch import LowRankLinear
-
-    ranks: dict[str, int] = recipe_of(vars(model.config))["ranks"]
-    swappable = (nn.Linear, Conv1D, LowRankLinear)
+    recipe = recipe_of(vars(model.config))
+    method = method_of(recipe)
+    ours = method.module_class()
+    ranks: dict[str, Rank] = {name: as_rank(rank) for name, rank in recipe["ranks"].items()}
+    swappable = (nn.Linear, Conv1D, ours)
     names = {n: m for n, m in module_names(model, ranks).items() if isinstance(model.get_submodule(m), swappable)}
     _check_names(model, ranks, names)
     for name, module_name in names.items():
         module = model.get_submodule(module_name)
-        if isinstance(module, LowRankLinear):  # an inner model of this family has done it
+        if isinstance(module, ours):  # an inner model of this family has done it
             continue
         weight = module.weight
         out_features, in_features = weight.shape if hasattr(module, "in_features") else weight.shape[::-1]
-        layer = LowRankLinear(
-            in_features,
-            out_features,
-            rank=ranks[name],
+        layer = method.module(
+            (out_features, in_features),
+            ranks[name],
             bias=module.bias is not None,
             device=weight.device,
             dtype=weight.dtype,
         )
         model.set_submodule(module_name, layer.train(module.training))
     # Saved again, the model holds only these: a head that this class does not have is gone.
-    model.config.tensorfact = {**model.config.tensorfact, "ranks": {name: ranks[name] for name in names}}
+    model.config.tensorfact = {**recipe, "ranks": {name: recipe["ranks"][name] for name in names}}
 
 
 def architecture_class(names: Any) -> Any:
@@ -222,18 +235,17 @@ def module_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     ``attention.q_proj`` in memory). Both are given without ``.weight``. A name whose tensor has no module of its own in
     `model`, because it is fused with others on loading or belongs to another class's head, is left out.
     """
-    from tensorfact.torch import LowRankLinear
-
+    ours = tuple(create(name).module_class() for name in methods())
     state = {
         f"{name}.weight": True
         for name, module in model.named_modules()
-        if isinstance(module, LowRankLinear) or module._parameters.get("weight") is not None
+        if isinstance(module, ours) or module._parameters.get("weight") is not None
     }
     found = loaded_keys(model, [f"{name}.weight" for name in names], state)
     return {key.removesuffix(".weight"): to.removesuffix(".weight") for key, (to, _) in found.items() if to in state}
 
 
-def _check_names(model: Any, ranks: dict[str, int], names: dict[str, str]) -> None:
+def _check_names(model: Any, ranks: dict[str, Rank], names: dict[str, str]) -> None:
     """Refuse a recipe that names what this model lacks, unless it is the head of another class of the family."""
     own = type(model).__name__ in (model.config.architectures or [])
     prefix = f"{model.base_model_prefix}."
@@ -252,10 +264,10 @@ def _check_names(model: Any, ranks: dict[str, int], names: dict[str, str]) -> No
 
 def _refuse_random_factors(model: Any, missing: set[str], unexpected: set[str]) -> None:
     """Raise where transformers would draw random numbers for factors, or for what the checkpoint stores as factors."""
-    from tensorfact.torch import LowRankLinear
-
-    factors = {f"{n}.{key}" for n, m in model.named_modules() if isinstance(m, LowRankLinear) for key in m.state_dict()}
-    stored = {key.rsplit(".", 2)[0] for key in unexpected if key.endswith((".down.weight", ".up.weight"))}
+    method = method_of(recipe_of(vars(model.config)))
+    ours = method.module_class()
+    factors = {f"{n}.{key}" for n, m in model.named_modules() if isinstance(m, ours) for key in m.state_dict()}
+    stored = {found[0] for key in unexpected if (found := owner(method, key)) is not None}
     # transformers strips or adds the base model's prefix only where a key then fits
     prefix = f"{model.base_model_prefix}."
     stored |= {name.removeprefix(prefix) for name in stored} | {f"{prefix}{name}" for name in stored}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import sys
 import time
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress import _store
-from tensorfact.compress._method import Allocation, Layer, Method, Rank, create
+from tensorfact.compress._method import Allocation, Layer, Method, Rank, create, stored_size
 from tensorfact.compress._progress import ProgressCallback, steps
 from tensorfact.compress._types import FLOAT_TYPES, nbytes
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, TensorInfo
@@ -58,9 +57,18 @@ class Job:
         if not isinstance(family, str) or not family:  # the result could not be loaded, nor made dense again
             raise CheckpointError(f"{source / 'config.json'} must name a model_type, got {family!r}")
         self.plan = make_plan(
-            self.checkpoint, target_modules=targets, exclude_modules=excluded, trust_remote_code=trust_remote_code
+            self.checkpoint,
+            self.method,
+            target_modules=targets,
+            exclude_modules=excluded,
+            trust_remote_code=trust_remote_code,
         )
-        self.notes += [*self.plan.notes, *_unloadable(self.checkpoint.config), *_store.not_copied(self.checkpoint)]
+        self.notes += [
+            *([self.method.remark] if self.method.remark else []),
+            *self.plan.notes,
+            *_unloadable(self.checkpoint.config),
+            *_store.not_copied(self.checkpoint),
+        ]
         self.seconds["plan"] = time.perf_counter() - start
 
     def share(self, pool: Pool, progress: ProgressCallback | None) -> None:
@@ -83,10 +91,10 @@ class Job:
         self.seconds["spectra"] = time.perf_counter() - start
 
     def most_workers(self) -> int | None:
-        """How many of the largest tasks fit in memory: each has its weight, and about twice as much of work space."""
+        """How many of the largest tasks fit in memory: each has its weight and the method's work space."""
         free = free_memory()
         sizes = (layer.size * np.dtype(FLOAT_TYPES[layer.info.dtype]).itemsize for layer in self.plan.layers)
-        return None if free is None else free // (3 * max(sizes))
+        return None if free is None else free // (self.method.memory * max(sizes))
 
     def entries(self) -> list[Entry]:
         """Every tensor of the result, in the order of the source."""
@@ -99,7 +107,7 @@ class Job:
                 shapes = self.method.layout(layer.shape, self.allocation.ranks[layer.name])
                 entries += [Entry(f"{layer.name}.{suffix}", info.dtype, shape) for suffix, shape in shapes.items()]
             else:
-                name = f"{biases[key].name}.up.bias" if key in biases else key
+                name = f"{biases[key].name}.{self.method.bias}" if key in biases else key
                 entries.append(Entry(name, info.dtype, info.shape))
         return entries
 
@@ -126,7 +134,8 @@ class Job:
     def _copy(self, writer: CheckpointWriter) -> None:
         """Copy what stays dense while the workers are busy, and take the digests of the source."""
         layers = {layer.info.name for layer in self.replaced()}
-        biases = {layer.bias.name: f"{layer.name}.up.bias" for layer in self.replaced() if layer.bias is not None}
+        suffix = self.method.bias
+        biases = {layer.bias.name: f"{layer.name}.{suffix}" for layer in self.replaced() if layer.bias is not None}
         for key, info in self.checkpoint.tensors.items():
             if key not in layers:
                 writer.copy(biases.get(key, key), info)
@@ -135,9 +144,8 @@ class Job:
 
     def _record(self, layer: Layer, rank: Rank, stored: Stored | None) -> LayerRecord:
         analysis = self.analyses.get(layer.name, np.empty(0))
-        shapes = self.method.layout(layer.shape, rank).values()
-        after = sum(math.prod(shape) for shape in shapes)
-        optimal = self.method.predicted_error(analysis, rank)
+        after = stored_size(self.method, layer.shape, rank)
+        predicted = self.method.predicted_error(analysis, rank)
         found = stored.factored.spectrum if stored is not None else np.empty(0)
         return LayerRecord(
             name=layer.name,
@@ -145,15 +153,17 @@ class Job:
             shape=layer.shape,
             dtype=layer.info.dtype,
             rank=rank,
-            error=optimal if stored is None else stored.factored.error,
-            optimal_error=optimal,
+            full_rank=self.method.full_rank(layer.shape),
+            break_even=self.method.break_even(layer.shape),
+            error=predicted if stored is None else stored.factored.error,
+            optimal_error=self.method.optimal_error(analysis, rank),
             path="predicted" if stored is None else stored.factored.path,
             params_before=layer.size,
             params_after=after,
             bytes_before=layer.info.nbytes,
             bytes_after=nbytes(layer.info.dtype, after),
             seconds=self.spent.get(layer.name, 0.0) + (0.0 if stored is None else stored.seconds),
-            spectrum=downsample_spectrum(analysis if analysis.size else found),
+            spectrum=downsample_spectrum(self.method.spectrum(analysis) if analysis.size else found),
             notes=() if stored is None else stored.factored.notes,
         )
 
@@ -168,7 +178,7 @@ class Job:
             if layer is None and key in self.plan.dense:
                 dense.append(_dense(info, key.removesuffix(".weight"), self.plan.dense[key]))
             elif layer is not None and layer.name in self.allocation.dense:
-                spectrum = downsample_spectrum(self.analyses.get(layer.name, np.empty(0)))
+                spectrum = downsample_spectrum(self.method.spectrum(self.analyses.get(layer.name, np.empty(0))))
                 record = _dense(info, layer.name, self.allocation.dense[layer.name])
                 dense.append(dataclasses.replace(record, targeted=True, spectrum=spectrum))
         saved = sum(record.params_before - record.params_after for record in replaced)

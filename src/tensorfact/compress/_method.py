@@ -1,13 +1,17 @@
 """What a compression method must provide, and the table of those that exist.
 
 A method is a frozen dataclass whose fields are its options; it registers itself at the foot of its own file. It is
-sent to workers in other processes, so it holds options only. The core reads weights, casts and stores arrays, counts
-and reports; the method decides how a budget is shared and turns one dense weight into named arrays.
+sent to workers in other processes, so it holds options only. The core reads weights, casts and stores arrays, counts,
+reports and swaps modules; the method decides how a budget is shared, turns one dense weight into named arrays, and
+knows the torch module that serves them. A checkpoint stores its method's name, not its options: what reads arrays
+(`dense_shape`, `expand`, `layout`, `module`) must not depend on them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -17,7 +21,19 @@ import numpy.typing as npt
 
 from tensorfact.compress.checkpoint import TensorInfo
 
-__all__ = ["Allocation", "Factored", "Layer", "Method", "Rank", "create", "methods", "register"]
+__all__ = [
+    "Allocation",
+    "Factored",
+    "Layer",
+    "Method",
+    "Rank",
+    "as_rank",
+    "create",
+    "methods",
+    "owner",
+    "register",
+    "stored_size",
+]
 
 Rank = int | tuple[int, ...]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -66,9 +82,21 @@ class Factored:
 
 
 class Method(Protocol):
-    """The interface of a method. Weights are float32 or float64 arrays (out, in), not necessarily contiguous."""
+    """The interface of a method. Weights are float32 or float64 arrays (out, in), not necessarily contiguous.
+
+    `pattern` is a regular expression that matches the suffixes of its arrays and nothing else; `bias` is the suffix
+    under which its module keeps a bias. A task holds at most about `memory` times its weight, the weight included.
+    `remark` goes into the notes of every report: what rank and spectrum mean.
+    """
 
     name: ClassVar[str]
+    pattern: ClassVar[str]
+    bias: ClassVar[str]
+    memory: ClassVar[int]
+
+    @property
+    def remark(self) -> str:
+        """Return a sentence for the report; empty where rank and singular values are those of the weight itself."""
 
     @property
     def needs_analysis(self) -> bool:
@@ -76,6 +104,15 @@ class Method(Protocol):
 
     def analyse(self, weight: npt.NDArray[Any], /) -> npt.NDArray[np.float64]:
         """Return what the allocation needs to know of one weight, for example its singular values. Runs on a worker."""
+
+    def spectrum(self, analysis: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
+        """Return the one descending sequence of singular values that a report shows, empty where there is none."""
+
+    def full_rank(self, shape: tuple[int, int], /) -> int:
+        """Return the rank (the largest bond) at which every weight of this shape is met exactly."""
+
+    def break_even(self, shape: tuple[int, int], /) -> int:
+        """Return the largest rank (largest bond) that takes fewer numbers than the weight; 0 if there is none."""
 
     def allocate(
         self, layers: Sequence[Layer], param_ratio: float, analyses: Mapping[str, npt.NDArray[np.float64]], /
@@ -91,11 +128,28 @@ class Method(Protocol):
     def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
         """Return the relative Frobenius error of given arrays; used after they were rounded to a 16-bit type."""
 
+    def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
+        """Return the shape (out, in) of the weight that arrays of these shapes stand for.
+
+        Raises ValueError if an array is missing or they do not fit together.
+        """
+
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return the dense weight (out, in) that the arrays stand for."""
 
     def predicted_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
+        """Return the relative Frobenius error to expect at `rank`, never too small; None when unknown."""
+
+    def optimal_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return the smallest relative Frobenius error possible at `rank`, or None when unknown."""
+
+    def module_class(self) -> type[Any]:
+        """Return the torch module that serves the arrays; imports torch."""
+
+    def module(
+        self, shape: tuple[int, int], rank: Rank, /, *, bias: bool, device: Any = None, dtype: Any = None
+    ) -> Any:
+        """Return a module for a weight (out, in) at `rank`, whose state dict has the arrays' suffixes as keys."""
 
 
 _METHODS: dict[str, type[Any]] = {}
@@ -133,3 +187,19 @@ def create(method: str | Method, options: Mapping[str, Any] | None = None) -> Me
             raise ValueError(f"options of {method!r} must be among {', '.join(sorted(known))}, got {name!r}")
     made: Method = _METHODS[method](**(options or {}))
     return made
+
+
+def as_rank(value: Any) -> Rank:
+    """Return a rank as read from JSON, where a tuple has become a list."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def stored_size(method: Method, shape: tuple[int, int], rank: Rank) -> int:
+    """Return how many numbers a method stores for one weight."""
+    return sum(math.prod(array) for array in method.layout(shape, rank).values())
+
+
+def owner(method: Method, key: str) -> tuple[str, str] | None:
+    """Split the key of a stored array into module and suffix; None where `key` is no array of the method."""
+    found = re.fullmatch(rf"(.+?)\.({method.pattern})", key)
+    return (found[1], found[2]) if found else None

@@ -6,7 +6,16 @@ import math
 from collections.abc import Sequence
 
 from tensorfact.compress._charts import Frame, depth_class, linear_ticks, log_ticks
-from tensorfact.compress._grouping import Kind, format_bytes, format_rank, format_speed, is_slower, largest_rank
+from tensorfact.compress._grouping import (
+    Kind,
+    break_even,
+    format_bytes,
+    format_rank,
+    format_speed,
+    full_rank,
+    is_slower,
+    largest_rank,
+)
 from tensorfact.compress.records import LayerRecord, Spectrum
 
 __all__ = ["errors", "latency", "lowest", "spectra", "stored_bytes"]
@@ -30,14 +39,14 @@ def spectra(kind: Kind, low: float) -> str:
     shown = range(len(layers))
     if len(layers) > _MOST_CURVES:
         shown = [round(i * (len(layers) - 1) / (_MOST_CURVES - 1)) for i in range(_MOST_CURVES)]  # type: ignore[assignment]
-    size = max(min(layer.shape) for layer in layers)
+    size = max(full_rank(layer) for layer in layers)
     ticks = log_ticks(low)
     frame = Frame(x=(1, size), y=(min(low, ticks[0]), 1.0), log_y=True)
     frame.y_axis(ticks)
     frame.x_axis([(1, "1"), ((1 + size) / 2, str(size // 2)), (size, str(size))])
-    m, n = layers[0].shape
-    if m * n / (m + n) < size:
-        frame.rule(m * n / (m + n), "even", f"break-even rank {m * n // (m + n)}")
+    even = break_even(layers[0])
+    if even < size:
+        frame.rule(even, "even", f"break-even: at most rank {even} saves anything")
     marks = []
     for i in shown:
         layer, css = layers[i], _colour(kind, places[i])

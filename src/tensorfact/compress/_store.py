@@ -41,7 +41,7 @@ def write_files(writer: CheckpointWriter, checkpoint: Checkpoint, layers: Iterab
     from tensorfact.compress.huggingface import compressed_config, write_shim
 
     ranks = {record.name: record.rank for record in report.layers}
-    config = compressed_config(checkpoint.config, ranks, method=report.method)  # type: ignore[arg-type]
+    config = compressed_config(checkpoint.config, ranks, method=report.method)
     transposed = [layer.name for layer in layers if layer.kind == "conv1d" and layer.name in ranks]
     if transposed:
         config["tensorfact"]["transposed"] = transposed  # to-dense needs no model to put them back

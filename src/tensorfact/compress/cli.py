@@ -23,6 +23,7 @@ _EPILOG = """\
 examples:
   tensorfact estimate ./model --param-ratio 0.5
   tensorfact compress ./model ./model-small --param-ratio 0.5 --rng 0
+  tensorfact compress ./model ./model-mpo --param-ratio 0.5 --method mpo --option order=3
   tensorfact report ./model-small --html page.html
   tensorfact to-dense ./model-small ./model-plain
 """
@@ -206,7 +207,7 @@ def _plan_arguments(command: argparse.ArgumentParser) -> None:
         metavar="R",
         help="share of the targeted parameters that stays, in (0, 1]",
     )
-    command.add_argument("--method", default="lowrank", help="compression method (default: lowrank)")
+    command.add_argument("--method", default="lowrank", help="lowrank or mpo (default: lowrank)")
     command.add_argument(
         "--allocation", choices=("spectrum", "uniform"), help="how ranks share the budget (default: spectrum)"
     )
@@ -218,7 +219,12 @@ def _plan_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--exclude", action="append", metavar="NAME", help="module to leave dense; may be repeated")
     command.add_argument(
-        "--rank", action="append", default=[], type=_rank, metavar="NAME=R", help="rank of a module; may be repeated"
+        "--rank",
+        action="append",
+        default=[],
+        type=_rank,
+        metavar="NAME=R",
+        help="rank of a module, or its bonds as in NAME=8,12; may be repeated",
     )
     command.add_argument("--rank-multiple", type=int, metavar="N", help="ranks are multiples of N (default: 8)")
     command.add_argument(
@@ -243,17 +249,20 @@ def _output_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
 
 
-def _rank(text: str) -> tuple[str, int]:
+def _rank(text: str) -> tuple[str, int | tuple[int, ...]]:
     name, _, rank = text.rpartition("=")
-    if not name or not rank.isdecimal():
-        raise argparse.ArgumentTypeError(f"must look like q_proj=64, got {text!r}")
-    return name, int(rank)
+    numbers = rank.split(",")
+    if not name or not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"must look like q_proj=64 or q_proj=8,12, got {text!r}")
+    return name, int(rank) if len(numbers) == 1 else tuple(map(int, numbers))
 
 
-def _option(text: str) -> tuple[str, int | float | str]:
+def _option(text: str) -> tuple[str, bool | int | float | str]:
     name, found, value = text.partition("=")
     if not name or not found:
         raise argparse.ArgumentTypeError(f"must look like n_iter=4, got {text!r}")
+    if value in ("true", "false"):
+        return name, value == "true"
     for convert in (int, float):
         try:
             return name, convert(value)

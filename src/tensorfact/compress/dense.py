@@ -1,4 +1,4 @@
-"""Back to a plain checkpoint: every pair of factors multiplied out, the original names, nothing of ours left."""
+"""Back to a plain checkpoint: all factors multiplied out, the original names, nothing of ours left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tensorfact.compress import _store
-from tensorfact.compress._method import create
+from tensorfact.compress._method import Method, create, owner
 from tensorfact.compress._progress import ProgressCallback, progress_of, steps
 from tensorfact.compress._types import encode
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_weight
@@ -58,18 +58,17 @@ def to_dense(
     method = create(recipe.get("method", "lowrank"))
     entries, sources = [], {}
     factors: dict[str, list[str]] = {name: [] for name in names}
+    biases = {f"{name}.{method.bias}": f"{name}.bias" for name in names}
     for key, info in checkpoint.tensors.items():
-        name, suffix = _owner(key, names)
-        if name is None:
-            entries.append(Entry(key, info.dtype, info.shape))
-            sources[key] = key
-        elif suffix == "up.bias":
-            entries.append(Entry(f"{name}.bias", info.dtype, info.shape))
-            sources[f"{name}.bias"] = key
+        found = owner(method, key)
+        if found is not None and found[0] in names:
+            factors[found[0]].append(found[1])
         else:
-            factors[name].append(suffix)
+            target = biases.get(key, key)
+            entries.append(Entry(target, info.dtype, info.shape))
+            sources[target] = key
     for name, suffixes in factors.items():
-        entries.append(_dense_entry(checkpoint, name, suffixes, name in transposed))
+        entries.append(_dense_entry(checkpoint, method, name, suffixes, name in transposed))
     with (
         CheckpointWriter(out, overwrite=overwrite, source=checkpoint.directory) as writer,
         steps(progress_of(progress), "dense", len(factors)) as step,
@@ -89,24 +88,15 @@ def to_dense(
         writer.commit()
 
 
-def _owner(key: str, names: dict[str, Any]) -> tuple[str | None, str]:
-    """Split ``NAME.up.weight`` into a replaced module and the suffix of its array."""
-    parts = key.split(".")
-    for count in (2, 3):
-        name, suffix = ".".join(parts[:-count]), ".".join(parts[-count:])
-        if name in names:
-            return name, suffix
-    return None, key
-
-
-def _dense_entry(checkpoint: Checkpoint, name: str, suffixes: list[str], transposed: bool) -> Entry:
-    if not {"up.weight", "down.weight"} <= set(suffixes):
-        raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}, got {suffixes or 'none'}")
-    up, down = checkpoint.tensors[f"{name}.up.weight"], checkpoint.tensors[f"{name}.down.weight"]
-    if len(up.shape) != 2 or len(down.shape) != 2 or up.shape[1] != down.shape[0]:
-        raise CheckpointError(f"factors of {name!r} must fit together, got {up.shape} and {down.shape}")
-    shape = (up.shape[0], down.shape[1])
-    return Entry(f"{name}.weight", up.dtype, shape[::-1] if transposed else shape)
+def _dense_entry(checkpoint: Checkpoint, method: Method, name: str, suffixes: list[str], transposed: bool) -> Entry:
+    if not suffixes:
+        raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}, got none")
+    found = {suffix: checkpoint.tensors[f"{name}.{suffix}"] for suffix in suffixes}
+    try:
+        shape = method.dense_shape({suffix: info.shape for suffix, info in found.items()})
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}: {error}") from error
+    return Entry(f"{name}.weight", found[suffixes[0]].dtype, shape[::-1] if transposed else shape)
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -6,17 +6,15 @@ torch and transformers are imported inside the functions; nothing here touches t
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tensorfact.compress._grouping import format_count
 from tensorfact.compress._inputs import Inputs, prepare
+from tensorfact.compress._latency import interleaved, measure_layers
 from tensorfact.compress.records import Fidelity, Latency, LayerRecord
 
 if TYPE_CHECKING:
@@ -24,9 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "compare_outputs", "evaluate", "measure_latency", "measure_layers"]
 
-_TOKENS = 128
 _WHOLE_MODEL_SECONDS = 20.0
-_LAYERS_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +36,12 @@ class Evaluation:
 
 
 def evaluate(
-    source: str | Path | Any, compressed: str | Path | Any, layers: Sequence[LayerRecord] = (), *, seed: int = 0
+    source: str | Path | Any,
+    compressed: str | Path | Any,
+    layers: Sequence[LayerRecord] = (),
+    method: str = "lowrank",
+    *,
+    seed: int = 0,
 ) -> Evaluation:
     """Compare outputs and time both models and every distinct layer, loading each model once.
 
@@ -52,6 +53,8 @@ def evaluate(
         The dense model and the compressed one. Paths are loaded in float32.
     layers : sequence of LayerRecord
         Records to complete with `latency_before_ms` and `latency_after_ms`.
+    method : str
+        Name of the method that made them.
     seed : int
         Seed of the inputs where the checkpoint has no tokenizer.
     """
@@ -65,7 +68,7 @@ def evaluate(
     latency: Latency | None = None
     notes: tuple[str, ...] = ()
     try:
-        timed, layer_input = measure_layers(layers)
+        timed, layer_input = measure_layers(layers, method)
         dense, small, inputs = prepare(source, compressed, None, seed)
         fidelity = _compare(dense, small, inputs)
         latency = dataclasses.replace(_time_models(dense, small, inputs, repeats=7), layer_input=layer_input)
@@ -124,72 +127,6 @@ def measure_latency(
     return _time_models(*prepare(source, compressed, inputs, seed), repeats=repeats)
 
 
-def measure_layers(
-    layers: Iterable[LayerRecord], *, tokens: int = _TOKENS, seconds: float = _LAYERS_SECONDS
-) -> tuple[tuple[LayerRecord, ...], str]:
-    """Time every distinct shape and rank alone: one dense product against the two thin ones.
-
-    Returns the records with `latency_before_ms` and `latency_after_ms` set, and what was measured in words. The time
-    taken is about `seconds`, but at least three runs of each. Weights are random: their values do not matter to it.
-    """
-    import torch
-
-    layers = tuple(layers)
-    cases = sorted({(*layer.shape, layer.rank) for layer in layers if isinstance(layer.rank, int)})
-    if not cases:
-        return layers, ""
-    generator = torch.Generator().manual_seed(0)
-    pool = torch.randn(max(max(m * n, r * (m + n)) for m, n, r in cases), generator=generator)
-    x = torch.randn(tokens, max(n for _, n, _ in cases), generator=generator)
-    runs: list[Callable[[], object]] = []
-    for m, n, r in cases:
-        runs += [_dense_layer(x, pool, m, n), _factored_layer(x, pool, m, n, r)]
-    with torch.inference_mode():
-        medians, repeats = _interleaved(runs, repeats=15, seconds=seconds)
-    times = {case: (medians[2 * i], medians[2 * i + 1]) for i, case in enumerate(cases)}
-    done = []
-    for layer in layers:
-        if isinstance(layer.rank, int):
-            before, after = times[(*layer.shape, layer.rank)]
-            layer = dataclasses.replace(layer, latency_before_ms=before, latency_after_ms=after)
-        done.append(layer)
-    threads = format_count(torch.get_num_threads(), "thread")
-    words = f"{tokens} tokens, float32, {threads}, median of {repeats} interleaved runs"
-    return tuple(done), words
-
-
-def _dense_layer(x: torch.Tensor, pool: torch.Tensor, m: int, n: int) -> Callable[[], object]:
-    from torch.nn.functional import linear
-
-    rows, weight = x[:, :n].contiguous(), pool[: m * n].view(m, n)
-    return lambda: linear(rows, weight)
-
-
-def _factored_layer(x: torch.Tensor, pool: torch.Tensor, m: int, n: int, r: int) -> Callable[[], object]:
-    from torch.nn.functional import linear
-
-    rows, down, up = x[:, :n].contiguous(), pool[: r * n].view(r, n), pool[r * n : r * (m + n)].view(m, r)
-    return lambda: linear(linear(rows, down), up)
-
-
-def _interleaved(runs: Sequence[Callable[[], object]], *, repeats: int, seconds: float) -> tuple[list[float], int]:
-    """Median milliseconds of each run: all runs in turn, again and again, so that a slow moment hits all of them."""
-    for run in runs:
-        run()
-    times: list[list[float]] = [[] for _ in runs]
-    start = time.perf_counter()
-    for _ in range(repeats):
-        for run, mine in zip(runs, times, strict=True):
-            t = time.perf_counter()
-            run()
-            mine.append(1e3 * (time.perf_counter() - t))
-        runs, times = runs[::-1], times[::-1]  # neither of two neighbours is always the one that finds a warm cache
-        if len(times[0]) >= 3 and time.perf_counter() - start > seconds:
-            break
-    done = len(times[0])
-    return [statistics.median(mine) for mine in (times if done % 2 == 0 else times[::-1])], done
-
-
 def _time_models(dense: Any, small: Any, inputs: Inputs, *, repeats: int) -> Latency:
     import torch
 
@@ -200,7 +137,7 @@ def _time_models(dense: Any, small: Any, inputs: Inputs, *, repeats: int) -> Lat
         return lambda: [model(**batch) for batch in inputs.batches]
 
     with torch.inference_mode():
-        (before, after), done = _interleaved(
+        (before, after), done = interleaved(
             [forward(dense), forward(small)], repeats=repeats, seconds=_WHOLE_MODEL_SECONDS
         )
     count = len(inputs.batches)

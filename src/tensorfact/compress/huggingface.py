@@ -2,9 +2,10 @@
 
 `register` teaches `transformers.AutoConfig` the model type. Reading such a config builds, once per family, a subclass
 of the family's configuration and of each of its model classes; the model subclass swaps the recipe's linear layers for
-`tensorfact.torch.LowRankLinear` as it is constructed, so that `from_pretrained` sees a model that fits the file. In
-memory the configuration keeps the family's own `model_type` (tokenizers, weight renamings, generation and pipelines
-look at it); on disk it says ``"tensorfact"``, which no one without this package can load.
+the module of its method (such as `tensorfact.torch.LowRankLinear`) as it is constructed, so that `from_pretrained` sees
+a model that fits the file. In memory the configuration keeps the family's own `model_type` (tokenizers, weight
+renamings, generation and pipelines look at it); on disk it says ``"tensorfact"``, which no one without this package can
+load.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
+from collections.abc import Mapping
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -32,6 +34,7 @@ from tensorfact.compress._hf_classes import (
     stored,
     write_shim,
 )
+from tensorfact.compress._method import Rank
 
 __all__ = [
     "FORMAT_VERSION",
@@ -49,10 +52,11 @@ __all__ = [
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
-def compressed_config(config: dict[str, Any], ranks: dict[str, int], method: str = "lowrank") -> dict[str, Any]:
+def compressed_config(config: dict[str, Any], ranks: Mapping[str, Rank], method: str = "lowrank") -> dict[str, Any]:
     """Return the `config.json` of a compressed checkpoint from that of its source.
 
-    `ranks` maps checkpoint names without ``.weight`` to ranks. `dense_config` is the inverse.
+    `ranks` maps checkpoint names without ``.weight`` to ranks, tuples of bonds for a train. `dense_config` is the
+    inverse.
     """
     base = config.get("model_type")
     if not base or base == MODEL_TYPE:

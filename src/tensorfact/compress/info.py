@@ -44,9 +44,11 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> str:
 
 def _compressed(checkpoint: Checkpoint, recipe: dict[str, object]) -> list[tuple[str, str]]:
     ranks = recipe.get("ranks")
-    values = [rank for rank in ranks.values() if isinstance(rank, int)] if isinstance(ranks, dict) else []
-    span = f", ranks {min(values)} to {max(values)}" if values else ""
-    rows = [("compressed", f"{recipe.get('method')}, {len(values)} layers{span}")]
+    found = list(ranks.values()) if isinstance(ranks, dict) else []
+    values = [rank for item in found for rank in (item if isinstance(item, list) else [item]) if isinstance(rank, int)]
+    noun = "bonds" if any(isinstance(item, list) for item in found) else "ranks"
+    span = f", {noun} {min(values)} to {max(values)}" if values else ""
+    rows = [("compressed", f"{recipe.get('method')}, {len(found)} layers{span}")]
     if (checkpoint.directory / "report.json").is_file():
         report = Report.read(checkpoint.directory)
         rows += [

@@ -1,13 +1,10 @@
 """The low-rank method: two factors, ``up @ down``, for each weight W (out, in), at a cost of rank * (out + in).
 
-Ranks come from one budget over all weights: uniform, or greedy on the removed energy of each weight relative to its own
-norm, per stored number. Without a floor, sharing by loss alone is worse than uniform (Swift-SVD, Table 6), hence
-`floor`.
+Ranks come from one budget over all weights (`_budget.py`): uniform, or greedy on the energy of the singular values.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from tensorfact.compress._budget import BudgetOptions, Menu, is_positive_int, share_budget
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
-from tensorfact.compress._patterns import matching
 from tensorfact.factor.low_rank import randomized_svd, singular_values
 
-__all__ = ["LowRankMethod", "break_even", "rank_step"]
+__all__ = ["LowRankMethod", "break_even"]
 
 _ROWS = 1024  # rows of a block of the residual: bounds its workspace
 
 
 @register
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LowRankMethod:
+class LowRankMethod(BudgetOptions):
     """Options of the ``lowrank`` method.
 
     Parameters
@@ -53,12 +50,12 @@ class LowRankMethod:
     """
 
     name: ClassVar[str] = "lowrank"
+    pattern: ClassVar[str] = r"(?:down|up)\.weight"
+    bias: ClassVar[str] = "up.bias"
+    memory: ClassVar[int] = 3
+    remark: ClassVar[str] = ""
 
-    allocation: Literal["spectrum", "uniform"] = "spectrum"
-    rank_multiple: int = 8
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    floor: float = 0.5
-    min_saving: float = 0.1
     solver: Literal["subspace", "krylov", "shifted", "exact"] = "subspace"
     n_iter: int | Literal["auto"] = "auto"
     n_oversamples: int | Literal["auto"] = "auto"
@@ -66,31 +63,32 @@ class LowRankMethod:
 
     def __post_init__(self) -> None:
         """Check the options."""
+        self.check()
         for name, value, allowed in (
-            ("allocation", self.allocation, ("spectrum", "uniform")),
             ("solver", self.solver, ("subspace", "krylov", "shifted", "exact")),
             ("split", self.split, ("sqrt", "left", "right")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if not _positive_int(self.rank_multiple):
-            raise ValueError(f"rank_multiple must be an integer >= 1, got {self.rank_multiple!r}")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be in [0, 1], got {self.floor!r}")
-        if not 0 <= self.min_saving < 1:
-            raise ValueError(f"min_saving must be in [0, 1), got {self.min_saving!r}")
         for pattern, rank in self.rank_pattern.items():
-            if not _positive_int(rank):
+            if not is_positive_int(rank):
                 raise ValueError(f"rank_pattern must map names to ranks >= 1, got {pattern!r}: {rank!r}")
-
-    @property
-    def needs_analysis(self) -> bool:
-        """The spectra are needed to share the budget by them."""
-        return self.allocation == "spectrum"
 
     def analyse(self, weight: npt.NDArray[Any], /) -> npt.NDArray[np.float64]:
         """Return all singular values, descending."""
         return np.asarray(singular_values(weight), dtype=np.float64)
+
+    def spectrum(self, analysis: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
+        """Return the singular values."""
+        return analysis
+
+    def full_rank(self, shape: tuple[int, int], /) -> int:
+        """Return the smaller side."""
+        return min(shape)
+
+    def break_even(self, shape: tuple[int, int], /) -> int:
+        """Return the largest rank at which two factors take fewer numbers than the matrix."""
+        return break_even(shape)
 
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
         """Return the shapes of ``down.weight`` (rank, in) and ``up.weight`` (out, rank)."""
@@ -127,11 +125,18 @@ class LowRankMethod:
         lost = total = 0.0
         for start in range(0, weight.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
-            block = np.asarray(weight[rows], dtype=np.float64).ravel()
+            block = np.array(weight[rows], dtype=np.float64).ravel()
             total += float(block @ block)
             block -= (up[rows] @ down).ravel()
             lost += float(block @ block)
         return math.sqrt(lost / total) if total else 0.0
+
+    def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
+        """Return ``(out, in)`` of two factors that fit together."""
+        up, down = shapes.get("up.weight", ()), shapes.get("down.weight", ())
+        if len(up) != 2 or len(down) != 2 or up[1] != down[0]:
+            raise ValueError(f"up.weight and down.weight must fit together, got {up or 'none'} and {down or 'none'}")
+        return up[0], down[1]
 
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return ``up @ down``."""
@@ -144,153 +149,61 @@ class LowRankMethod:
         energy = np.cumsum(analysis[::-1] ** 2)[::-1]
         return math.sqrt(energy[_int(rank)] / energy[0]) if _int(rank) < energy.size and energy[0] > 0 else 0.0
 
+    def optimal_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
+        """Return the same: nothing of this rank is closer."""
+        return self.predicted_error(analysis, rank)
+
     def allocate(
         self, layers: Sequence[Layer], param_ratio: float, analyses: Mapping[str, npt.NDArray[np.float64]], /
     ) -> Allocation:
-        """Share ``param_ratio * sum(out * in)`` numbers among the layers; never above.
-
-        Layers too small for rank 1 within their share take it first. ``"uniform"`` rounds the other shares down.
-        ``"spectrum"`` ends when no layer's next step fits, so what is left is less than one step of any layer that can
-        still grow. Cost: O(S log L) for S steps and L layers.
+        """Share the budget; see `share_budget`.
 
         Raises
         ------
         ValueError
             If rank 1 everywhere, or `rank_pattern`, already exceeds the budget, or a pattern matches nothing.
         """
-        total = sum(layer.size for layer in layers)
-        budget = math.floor(param_ratio * total + 1e-6)
-        near = f"near break-even: two factors would save less than {self.min_saving:.0%}"
-        given = self._given(layers)
-        ranks: dict[str, Rank] = {}
-        dense: dict[str, str] = {}
-        free, spent = [], 0
-        for layer in layers:
-            limit, rank = break_even(layer.shape), given.get(layer.name)
-            if rank is None and self.largest_rank(layer.shape) >= 1:
-                free.append(layer)
-            elif rank is not None and rank <= limit:
-                ranks[layer.name] = rank
-                spent += rank * sum(layer.shape)
-            else:
-                past = f"rank {rank} of rank_pattern is past break-even ({limit})"
-                dense[layer.name] = f"even rank 1 is {near}" if rank is None else past
-                spent += layer.size
-        least = spent + sum(sum(layer.shape) for layer in free)
-        if least > budget:
-            raise ValueError(
-                f"param_ratio must be at least {math.ceil(least / total * 1e4) / 1e4:g} for these weights and ranks, "
-                f"got {param_ratio}"
-            )
-        budget -= spent
-        share = _common_share(free, budget)
-        shares = []
-        for layer in free:
-            limit = self.largest_rank(layer.shape)
-            step = rank_step(limit, self.rank_multiple)
-            uniform = share * layer.size / sum(layer.shape)
-            wanted = min(limit, uniform * (1.0 if self.allocation == "uniform" else self.floor))
-            start = max(min(step, max(1, int(uniform))), int(wanted) // step * step)
-            shares.append(_Share(layer, step, limit, limit + 1 if share >= 1 else start))
-            budget -= shares[-1].cost(shares[-1].rank)
-        if self.allocation == "spectrum":
-            _spend(shares, budget, analyses)
-        for item in shares:
-            if item.rank >= item.full:
-                dense[item.layer.name] = f"its share of the budget is {near}"
-            else:
-                ranks[item.layer.name] = item.rank
-        return Allocation(ranks, dense)
+        given = {name: _int(rank) for name, rank in self.given(layers).items()}
+        return share_budget(
+            self,
+            layers,
+            param_ratio,
+            {layer.name: _menu(layer.shape, analyses.get(layer.name)) for layer in layers},
+            given={la.name: (given[la.name], given[la.name] * sum(la.shape)) for la in layers if la.name in given},
+            to_rank=lambda layer, level: level,
+            what="two factors",
+        )
 
     def largest_rank(self, shape: tuple[int, int]) -> int:
         """Return the largest rank below break-even whose factors save at least `min_saving` of the weight."""
-        most = (1 - self.min_saving) * shape[0] * shape[1] / sum(shape)
-        return min(break_even(shape), math.floor(most * (1 + 1e-12)))  # a product that should be whole may fall short
+        return _menu(shape, None).level((1 - self.min_saving) * shape[0] * shape[1])
 
-    def _given(self, layers: Sequence[Layer]) -> dict[str, int]:
-        names = [layer.name for layer in layers]
-        given: dict[str, int] = {}
-        for pattern, rank in self.rank_pattern.items():
-            for name in matching([pattern], names, argument="rank_pattern"):
-                given.setdefault(name, rank)  # the first pattern that matches wins
-        return given
+    def module_class(self) -> type[Any]:
+        """Return `tensorfact.torch.LowRankLinear`."""
+        from tensorfact.torch import LowRankLinear
 
+        return LowRankLinear
 
-@dataclass(slots=True)
-class _Share:
-    """One layer during allocation. Rank `full` stands for dense."""
-
-    layer: Layer
-    step: int
-    limit: int
-    rank: int
-
-    @property
-    def full(self) -> int:
-        return self.limit + 1
-
-    def cost(self, rank: int) -> int:
-        return self.layer.size if rank >= self.full else rank * sum(self.layer.shape)
-
-    def next(self) -> int:
-        """Return the next rank to try: one step up, or dense after the last step below the limit."""
-        rank = self.rank - self.rank % self.step + self.step
-        return rank if rank <= self.limit else self.full
+    def module(
+        self, shape: tuple[int, int], rank: Rank, /, *, bias: bool, device: Any = None, dtype: Any = None
+    ) -> Any:
+        """Return a `LowRankLinear`."""
+        made = self.module_class()
+        return made(shape[1], shape[0], rank=_int(rank), bias=bias, device=device, dtype=dtype)
 
 
-def _common_share(layers: Sequence[Layer], budget: int) -> float:
-    """Return the share of its parameters that each layer may keep once those too small for it have rank 1."""
-    rest = list(layers)
-    while rest:
-        share = budget / sum(layer.size for layer in rest)
-        large = [layer for layer in rest if share * layer.size >= sum(layer.shape)]
-        if len(large) == len(rest):
-            return share
-        budget -= sum(sum(layer.shape) for layer in rest) - sum(sum(layer.shape) for layer in large)
-        rest = large
-    return 0.0
-
-
-def _spend(shares: list[_Share], budget: int, analyses: Mapping[str, npt.NDArray[np.float64]]) -> None:
-    """Give the budget out in steps, largest relative energy per stored number first."""
-    kept = {}
-    for item in shares:
-        energy = np.concatenate([[0.0], np.cumsum(analyses[item.layer.name] ** 2)])
-        kept[item.layer.name] = energy / (energy[-1] or 1.0)
-
-    def gain(item: _Share) -> tuple[float, int]:
-        rank = item.next()
-        cost = item.cost(rank) - item.cost(item.rank)
-        energy = kept[item.layer.name]
-        after = 1.0 if rank >= item.full else energy[min(rank, energy.size - 1)]
-        return float(energy[min(item.rank, energy.size - 1)] - after) / max(1, cost), cost
-
-    heap = [(gain(item)[0], i) for i, item in enumerate(shares) if item.rank < item.full]
-    heapq.heapify(heap)
-    while heap:
-        _, i = heapq.heappop(heap)
-        item = shares[i]
-        cost = gain(item)[1]
-        if cost > budget:
-            continue  # smaller layers may still fit
-        budget -= cost
-        item.rank = item.next()
-        if item.rank < item.full:
-            heapq.heappush(heap, (gain(item)[0], i))
+def _menu(shape: tuple[int, int], analysis: npt.NDArray[np.float64] | None) -> Menu:
+    """Levels are ranks below break-even."""
+    costs = np.arange(break_even(shape) + 1, dtype=np.int64) * sum(shape)
+    if analysis is None:
+        return Menu(costs, np.empty(0))
+    energy = np.concatenate([[0.0], np.cumsum(analysis**2)])
+    return Menu(costs, energy[: costs.size] / (energy[-1] or 1.0))
 
 
 def break_even(shape: tuple[int, int]) -> int:
     """Return the largest rank at which two factors take fewer numbers than the matrix."""
     return (shape[0] * shape[1] - 1) // (shape[0] + shape[1])
-
-
-def rank_step(limit: int, multiple: int) -> int:
-    """Return the largest divisor of `multiple` that leaves at least 8 steps up to `limit`, or 1."""
-    return max((d for d in range(1, multiple + 1) if multiple % d == 0 and d * 8 <= limit), default=1)
-
-
-def _positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _int(rank: Rank) -> int:

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tensorfact.compress._method import Layer
+from tensorfact.compress._method import Layer, Method
 from tensorfact.compress._modules import Modules, inspect_modules, is_embedding
 from tensorfact.compress._patterns import matches, matching
 from tensorfact.compress._types import FLOAT_TYPES
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, TensorInfo
-from tensorfact.compress.lowrank import break_even
 
 __all__ = ["Plan", "make_plan"]
 
@@ -43,6 +42,7 @@ class Plan:
 
 def make_plan(
     checkpoint: Checkpoint,
+    method: Method,
     *,
     target_modules: str | Sequence[str] | None = None,
     exclude_modules: str | Sequence[str] | None = None,
@@ -54,6 +54,8 @@ def make_plan(
     ----------
     checkpoint : Checkpoint
         Opened checkpoint.
+    method : Method
+        Says which weights are too small to gain.
     target_modules, exclude_modules : str or sequence of str, optional
         Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None or ``"all-linear"`` targets every linear
         weight but heads, routers and tied ends; naming a head targets it.
@@ -82,7 +84,7 @@ def make_plan(
         else:
             shape = info.shape if kind == "linear" else info.shape[::-1]
             layer = Layer(name, kind, (shape[0], shape[1]), info, checkpoint.tensors.get(f"{name}.bias"))
-            if break_even(layer.shape) < 1:
+            if method.break_even(layer.shape) < 1:
                 dense[key] = "too small: even rank 1 would not be smaller"
             else:
                 candidates[name] = layer

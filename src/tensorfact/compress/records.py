@@ -36,11 +36,15 @@ class LayerRecord:
     dtype : str
         safetensors name of the stored type, for example ``"BF16"``.
     rank : int or tuple of int
-        Rank of the factors; a tuple for methods with several bonds.
+        Rank of the factors; a tuple of bonds for a train.
+    full_rank : int or None
+        Rank, or largest bond, that meets every weight of this shape; None means ``min(shape)``.
+    break_even : int or None
+        Largest rank, or largest bond, that takes fewer numbers than the weight; None means that of two factors.
     error : float or None
         Achieved relative Frobenius error. It is predicted from the spectrum in a dry run, None where nothing is known.
     optimal_error : float or None
-        Smallest error possible at this rank, from the full spectrum; None when it was not computed.
+        Smallest error possible at this rank, from the full spectrum; None when it was not computed or is not known.
     path : str
         Algorithm that ran, as named by the factorisation (``"subspace"``, ``"gram-exact"``, ...).
     params_before, params_after : int
@@ -51,7 +55,8 @@ class LayerRecord:
         Time spent on this weight by its worker, reading included.
     spectrum : tuple of (int, float)
         At most 64 points ``(index from 1, sigma_index / sigma_1)``, log-spaced. Empty when unknown. It spans all
-        singular values when `optimal_error` is not None, else only the `rank` leading ones.
+        singular values where the ranks were shared by them, else only the `rank` leading ones. For a train they are
+        those of the middle unfolding.
     notes : tuple of str
         Fallbacks and remarks of the factorisation.
     latency_before_ms, latency_after_ms : float or None
@@ -70,6 +75,8 @@ class LayerRecord:
     params_after: int
     bytes_before: int
     bytes_after: int
+    full_rank: int | None = None
+    break_even: int | None = None
     seconds: float = 0.0
     spectrum: Spectrum = ()
     notes: tuple[str, ...] = ()

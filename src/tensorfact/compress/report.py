@@ -15,6 +15,7 @@ from tensorfact.compress._grouping import (
     format_metric,
     format_rank,
     format_speed,
+    full_rank,
     group_dense,
     group_layers,
     is_slower,
@@ -80,7 +81,7 @@ def _layer_rows(layers: Sequence[LayerRecord]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for layer in layers:
         m, n = layer.shape
-        rank = f"{format_rank(layer)}/{min(m, n)}"
+        rank = f"{format_rank(layer)}/{full_rank(layer)}"
         error = "-" if layer.error is None else f"{layer.error:.4f}"
         sizes = f"{format_bytes(layer.bytes_before)} -> {format_bytes(layer.bytes_after)}"
         rows.append((layer.name[skip:], f"{m} x {n}", rank, error, sizes, _times([layer])))
@@ -96,7 +97,7 @@ def _kind_row(kind: Kind) -> tuple[str, ...]:
     span = f"{min(errors):.3f}-{max(errors):.3f}" if errors else "-"
     before, after = (sum(getattr(layer, key) for layer in kind.layers) for key in ("bytes_before", "bytes_after"))
     name = f"{kind.name} ({len(kind.layers)})"
-    full = min(kind.layers[0].shape)
+    full = full_rank(kind.layers[0])
     sizes = f"{format_bytes(before)} -> {format_bytes(after)}"
     return name, kind.shapes, f"{kind.ranks}/{full}", span, sizes, _times(kind.layers)
 

@@ -15,6 +15,7 @@ from tensorfact.compress._grouping import (
     format_metric,
     format_rank,
     format_speed,
+    full_rank,
     group_dense,
     group_layers,
     is_slower,
@@ -146,7 +147,7 @@ def _kinds(report: Report, kinds: Sequence[Kind]) -> str:
         known = mean_error(kind.layers)
         about = [
             f"{format_count(len(kind.layers), 'weight')}, {kind.shapes.replace('x', _page.TIMES)}",
-            f"rank {kind.ranks.replace('-', ' to ')} of {min(kind.layers[0].shape)}",
+            f"rank {kind.ranks.replace('-', ' to ')} of {full_rank(kind.layers[0])}",
             "" if known is None else f"mean error {known:.3f}",
             f"{len(kind.dense)} left dense" if kind.dense else "",
             f"{slower} slower than dense" if (slower := sum(map(is_slower, kind.layers))) else "",
@@ -166,7 +167,7 @@ def _kinds(report: Report, kinds: Sequence[Kind]) -> str:
         '<span><i class="sw o"></i>smallest error possible at that rank</span>'
         '<span><i class="sw b"></i>before</span><span><i class="sw d"></i>left dense</span>'
         '<span><i class="sw s"></i>after, slower than dense</span>'
-        '<span><i class="sw dash"></i>break-even: at this rank two factors are as large as the weight</span></div>'
+        '<span><i class="sw dash"></i>break-even: above this rank nothing is saved</span></div>'
     )
     text = (
         "One row for each kind of module, its layers from the first block to the last. Spectra and errors have one "
@@ -208,7 +209,7 @@ def _row(layer: LayerRecord, skip: int) -> tuple[str, ...]:
     return (
         layer.name[skip:],
         f"{m} {_page.TIMES} {n}",
-        f"{format_rank(layer)} / {min(m, n)}",
+        f"{format_rank(layer)} / {full_rank(layer)}",
         number(layer.error, ".4f"),
         number(layer.optimal_error, ".4f"),
         format_bytes(layer.bytes_before),

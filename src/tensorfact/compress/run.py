@@ -22,7 +22,7 @@ from typing import Any
 from tensorfact.compress import _store
 from tensorfact.compress._atomic import check_target, make_hidden, remove_abandoned
 from tensorfact.compress._job import Modules, RNGLike, free_memory, make_job
-from tensorfact.compress._method import Method
+from tensorfact.compress._method import Method, Rank
 from tensorfact.compress._progress import ProgressCallback, progress_of
 from tensorfact.compress.executors import open_pool
 from tensorfact.compress.records import Report
@@ -40,7 +40,7 @@ def compress(
     param_ratio: float,
     method: str | Method = "lowrank",
     allocation: str | None = None,
-    rank_pattern: Mapping[str, int] | None = None,
+    rank_pattern: Mapping[str, Rank] | None = None,
     rank_multiple: int | None = None,
     options: Mapping[str, Any] | None = None,
     calibration: Any = None,
@@ -69,11 +69,11 @@ def compress(
         Embeddings, norms, biases and heads are not in this number; the report has the ratio of the whole checkpoint
         too.
     method : str or Method
-        ``"lowrank"``, or an instance such as ``LowRankMethod(solver="krylov")``.
+        ``"lowrank"``, ``"mpo"``, or an instance such as ``LowRankMethod(solver="krylov")``.
     allocation : {"spectrum", "uniform"}, optional
         How the budget is shared among the weights.
     rank_pattern : dict of str to int, optional
-        Name, suffix or ``re:`` expression -> rank.
+        Name, suffix or ``re:`` expression -> rank; for ``"mpo"`` the largest bond, or a tuple of all of them.
     rank_multiple : int, optional
         Ranks are multiples of it (8); less for small matrices.
     options : dict, optional
@@ -162,7 +162,7 @@ def estimate(
     param_ratio: float,
     method: str | Method = "lowrank",
     allocation: str | None = None,
-    rank_pattern: Mapping[str, int] | None = None,
+    rank_pattern: Mapping[str, Rank] | None = None,
     rank_multiple: int | None = None,
     options: Mapping[str, Any] | None = None,
     target_modules: Modules = None,
@@ -254,7 +254,7 @@ def _compared(report: Report, source: Path, result: Path, compare: bool | None, 
 
     start = time.perf_counter()
     try:
-        found = evaluate(source, result, report.layers)
+        found = evaluate(source, result, report.layers, report.method)
     except Exception as error:  # whatever the models' code does, the run succeeded
         note = f"the two models were not compared: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return dataclasses.replace(report, notes=(*report.notes, note))

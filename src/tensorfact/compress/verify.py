@@ -7,7 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tensorfact.compress._method import create
+from tensorfact.compress._method import as_rank, create
 from tensorfact.compress._store import FORMAT_VERSION, describe, digest_of
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError
 
@@ -130,7 +130,7 @@ def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
     if ranks != {layer["name"]: layer["rank"] for layer in record["layers"]}:
         problems.append("config.json and tensorfact.json name different ranks")
     for layer in record["layers"]:
-        rank = tuple(layer["rank"]) if isinstance(layer["rank"], list) else layer["rank"]
+        rank = as_rank(layer["rank"])
         try:
             shapes = method.layout(tuple(layer["shape"]), rank)
         except ValueError as error:

@@ -52,13 +52,14 @@ def right_vectors(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def split_right(
     small: np.ndarray, caps: list[int], exact: bool, limit2: float, extra: int
-) -> tuple[list[np.ndarray], list[float], float, bool]:
-    """Right-orthonormal cores of the trailing modes of a small tensor (rows, n_a, ..., n_z, bond), from the right end.
+) -> tuple[list[np.ndarray], np.ndarray, list[float], float, bool]:
+    """Right-orthonormal cores of the trailing modes of a small tensor (rows, n_a, ..., n_z, bond), right end first.
 
     ``caps`` bounds the bonds from the left: that before n_a, those between the modes, and ``bond`` itself, which is
     truncated too where it is wider. Each bond may discard ``limit2``; with ``exact`` it takes its cap instead. The bond
-    before n_a takes ``extra`` more. Returns the cores of n_a .. n_z, what each bond discards (squared, in the order of
-    ``caps``), what is left out before n_a with the extra columns, and whether a cap was felt.
+    before n_a takes ``extra`` more. Returns the cores of n_a .. n_z, the rows (q, bond) that the truncated ``bond`` stands
+    for, what each bond discards (squared, in the order of ``caps``), what is left out before n_a with the extra
+    columns, and whether a cap was felt.
     """
     rows, *modes, bond = small.shape
     cores: list[np.ndarray] = []
@@ -89,12 +90,11 @@ def split_right(
             first2 = float(tail2[q])
             q = min(q + more, len(s))
             left2 = float(tail2[q])
-        core = v[:, :q].conj().T.reshape(q, modes[k], -1)
-        cores.append(core @ tail if k == len(modes) - 1 else core)
+        cores.append(v[:, :q].conj().T.reshape(q, modes[k], -1))
         lost2.append(first2)
         if k:
             small = (matrix @ v[:, :q]).reshape(rows, *modes[:k], q)
-    return cores[::-1], lost2[::-1], left2, felt
+    return cores[::-1], tail, lost2[::-1], left2, felt
 
 
 def split_left(

@@ -68,9 +68,35 @@ class Tensor:
         """Largest magnitude, NaN or infinity where there is one."""
         return self.side(False).peak()
 
+    @property
+    def rounding(self) -> float:
+        """Relative error, in practice a bound, that storing the cores adds to what the sums of squares tell."""
+        if self.result is None:
+            return 4 * self.eps
+        return len(self.shape) * (2.0**-8 if "bfloat16" in str(self.result) else 2.0**-11)
+
+    def rounded_error(self, cores: list[np.ndarray], norm2: float) -> float:
+        """The part of the relative error that comes from storing cores in half precision."""
+        if self.result is None:
+            return 0.0
+        gap, other = np.ones((1, 1)), np.ones((1, 1))  # inner products of the two trains and of the second with itself
+        for core in cores:
+            stored = self.stored(core)
+            gap = np.einsum("ab,anc,bnd->cd", gap, core.conj(), stored)
+            other = np.einsum("ab,anc,bnd->cd", other, stored.conj(), stored)
+        kept2 = float(np.linalg.norm(cores[-1]) ** 2)
+        return math.sqrt(max(kept2 - 2 * float(gap.real.sum()) + float(other.real.sum()), 0.0) / norm2)
+
+    def stored(self, core: np.ndarray) -> np.ndarray:
+        """A core as the user will see it, in double precision."""
+        core = self.finished(core)
+        if self.ops is not None:
+            core = self.ops.to_numpy(self.ops.cast(core))
+        return np.asarray(core).astype(np.float64)
+
     def finished(self, core: np.ndarray) -> Any:
         """A core of the host in the library, type and device of the input."""
-        core = np.ascontiguousarray(core, dtype=self.dtype)
+        core = np.array(core, dtype=self.dtype, order="C")  # a copy: one mode is the input itself
         if self.ops is not None:
             core = self.ops.from_numpy(core)
             return core if self.result is None else self.ops.to_half(core, self.result)

@@ -47,9 +47,9 @@ class DeviceTensor:
     def _pieces(self, group: int) -> Iterator[tuple[int, Any]]:
         width = math.prod(self.modes[len(self.modes) - group :]) * self.bond
         matrix = self.ops.xp.reshape(self.array, (-1, width))
-        step = max(1, _BLOCK_NUMBERS // width)
-        for lo in range(0, int(matrix.shape[0]), step):
-            yield lo, matrix[lo : lo + step, :]
+        rows, step = int(matrix.shape[0]), max(1, _BLOCK_NUMBERS // width)
+        for lo in range(0, rows, step):
+            yield lo, matrix[lo : min(rows, lo + step), :]
 
     def sketch(self, group: int, buckets: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """Gaussian sketch (buckets, width): a product, where a sparse one would need scattered additions."""

@@ -1,4 +1,4 @@
-"""The sweep over large data: fold trailing modes, find the few directions that matter, project, and go on with the rest.
+"""The sweep over large data: fold trailing modes, find the directions that matter, project, go on with the rest.
 
 Deterministic step: Q-less TSQR of the tall unfolding, singular values and vectors of the small triangle, one product
 (Roehrig-Zoellner, Thies, Basermann, 2022). Randomized step: one sparse-sign sketch, a range a little wider than the
@@ -17,15 +17,15 @@ import numpy as np
 from tensorfact import kernels
 from tensorfact.factor._tt_cores import Budget, split_right
 
-__all__ = ["Log", "OutOfRange", "Plan", "checked_norm2", "step_cost", "sweep"]
+__all__ = ["Log", "OutOfRangeError", "Plan", "checked_norm2", "step_cost", "sweep"]
 
-_OVERSAMPLES = 10
+_OVERSAMPLES, _VECTOR = 6, 8  # columns beyond the rank: at least so many, up to a multiple of a vector of the product
 _WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
 _MAX_WIDTH = 2048
 _MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
 
 
-class OutOfRange(Exception):
+class OutOfRangeError(Exception):
     """The squared norm is not finite, or so large or small that squares lose their digits."""
 
 
@@ -67,7 +67,7 @@ def checked_norm2(norm2: float, eps: float) -> float:
     """``norm2`` where its own square and those of small parts of it exist in the working precision."""
     low, high = (1e-200, 1e200) if eps < 1e-10 else (1e-16, 1e24)
     if not low < norm2 < high:
-        raise OutOfRange
+        raise OutOfRangeError
     return norm2
 
 
@@ -84,12 +84,16 @@ def sweep(
         step = _Step(tensor, group, plan, budget, log)
         projected = step.sketched(rng) if plan.method == "sketch" else None
         if projected is None and not step.too_narrow:
-            projected = step.triangular(overwrite=overwrite and tensor is first)
+            projected = step.triangular(overwrite=overwrite or tensor is not first)
         if projected is None:
             if step.width >= _MAX_WIDTH or _choose_group(tensor, plan, 2 * step.width) in (0, group):
                 break
             target = 2 * step.width
             continue
+        if cores:
+            cores[0] = np.tensordot(step.tail, cores[0], axes=1)
+        else:  # a bond of 1, but perhaps with another phase
+            step.cores[-1] = np.tensordot(step.cores[-1], step.tail, axes=1)
         cores = [*step.cores, *cores]
         tensor, target = projected, 0
     return tensor.center(), cores
@@ -105,8 +109,8 @@ def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
         width = math.prod(modes[len(modes) - group :]) * bond
         rows = math.prod(modes[: len(modes) - group])
         cap = plan.caps[len(modes) - group - 1]
-        extra = _OVERSAMPLES if plan.method == "sketch" else 0
-        wanted = target or _target(plan, cap)
+        extra = _surplus(cap) if plan.method == "sketch" else 0
+        wanted = target or _target(plan, cap, bond)
         kept = cap + extra if plan.exact else 1
         tall = rows >= 4 * width or (
             plan.exact and extra > 0 and rows >= 4 * _buckets(width, kept) and 4 * kept <= width
@@ -134,17 +138,23 @@ def step_cost(tensor: Any, plan: Plan) -> float:
         return math.inf
     width = math.prod(tensor.modes[len(tensor.modes) - group :]) * tensor.bond
     cap = plan.caps[len(tensor.modes) - group - 1]
-    kept = cap + (_OVERSAMPLES if plan.method == "sketch" else 0) if plan.exact else width // 8
+    kept = cap + (_surplus(cap) if plan.method == "sketch" else 0) if plan.exact else width // 8
     first = 1.3 if plan.method == "sketch" else max(1.0, width / 8)
     layout = 1.0 if getattr(tensor, "by_row", True) else 1.2
     return layout * (first + max(1.0, kept / 15)) / max(1 - kept / width, 0.1)
 
 
-def _target(plan: Plan, cap: int) -> int:
+def _surplus(cap: int) -> int:
+    """Columns of a sketched range beyond the rank."""
+    return -(-(cap + _OVERSAMPLES) // _VECTOR) * _VECTOR - cap if cap < _MAX_WIDTH else _OVERSAMPLES
+
+
+def _target(plan: Plan, cap: int, bond: int) -> int:
     """Width of the unfolding that makes the passes fast and the projection small."""
     if plan.method == "sketch":
         return 256 if plan.exact and cap > 30 else 128
-    return max(2 * cap, 16) if plan.exact else 64
+    # a later step has the bond in its columns: a quarter must remain, or the rest takes too many passes
+    return max(2 * cap, 4 * bond, 16) if plan.exact else max(64, 4 * bond)
 
 
 def _buckets(width: int, kept: int) -> int:
@@ -168,17 +178,18 @@ class _Step:
         self.caps = [*plan.caps[self.lead - 1 : len(tensor.modes) - 1], plan.last(len(tensor.modes))]
         self.too_narrow = False
         self.cores: list[np.ndarray] = []
+        self.tail: Any = None  # rows of the bond behind the group that are kept
 
     def sketched(self, rng: np.random.Generator) -> Any | None:
         """Randomized step; None where it does not pay (`too_narrow`) or has missed something (noted)."""
-        buckets = _buckets(self.width, self.caps[0] + _OVERSAMPLES) if self.plan.exact else 4 * self.width
+        buckets = _buckets(self.width, self.caps[0] + _surplus(self.caps[0])) if self.plan.exact else 4 * self.width
         if self.rows < 2 * buckets:
             return None
         z, norm2 = self.tensor.sketch(self.group, buckets, rng)
         self._learn(norm2)
         whole2 = self.budget.norm2 - self.budget.spent2
         noise2 = (30 * self.tensor.eps) ** 2 * self.budget.norm2
-        share2, extra = self.budget.share2(len(self.tensor.modes)), _OVERSAMPLES
+        share2, extra = self.budget.share2(len(self.tensor.modes)), _surplus(self.caps[0])
         for cautious in (0.5, 0.1):  # the tail of a sketch is a little smaller than that of the data
             wide, lost2, beyond2, felt = self._split(z, cautious * share2, extra)
             if wide is None:
@@ -192,7 +203,7 @@ class _Step:
             if real2 > _MISSED * expected2 + noise2:
                 break
             if self.plan.exact or felt or real2 <= (self.group + 1) * share2:
-                return self._done("sketch", projected, [real2 - sum(lost2[1:]), *lost2[1:]])
+                return self._done("sketch", projected, _shared([beyond2, *lost2[1:]], real2))
             extra *= 2
         self.log.note("sketch-missed")
         return None
@@ -202,7 +213,7 @@ class _Step:
         r = self.tensor.triangle(self.group)
         self.log.read(self.tensor)
         if not np.isfinite(r).all():
-            raise OutOfRange
+            raise OutOfRangeError
         self._learn(kernels.sum_squares(r))
         wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
         if wide is None:
@@ -213,7 +224,7 @@ class _Step:
         projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
         self.log.read(self.tensor)
         if residual:
-            lost2 = [residual2 - sum(lost2[1:]), *lost2[1:]]
+            lost2 = _shared(lost2, residual2)
         return self._done("tsqr", projected, lost2)
 
     def _learn(self, norm2: float) -> None:
@@ -227,12 +238,13 @@ class _Step:
         if a.shape[0] > a.shape[1]:
             a = kernels.tall_triangle(a)
         small = self.tensor.small(self.group, a)
-        self.cores, lost2, beyond2, felt = split_right(small, self.caps, self.plan.exact, limit2, extra)
+        self.cores, self.tail, lost2, beyond2, felt = split_right(small, self.caps, self.plan.exact, limit2, extra)
         if self.cores[0].shape[0] > _WORTH * self.width:
             return None, lost2, beyond2, felt
         wide = self.cores[0]
         for core in self.cores[1:]:
             wide = np.tensordot(wide, core, axes=1)
+        wide = np.tensordot(wide, self.tail, axes=1)
         return self.tensor.columns(self.group, wide), lost2, beyond2, felt
 
     def _done(self, name: str, projected: Any, lost2: list[float]) -> Any:
@@ -241,6 +253,12 @@ class _Step:
             self.log.lost2[self.lead - 1 + k] = self.log.lost2.get(self.lead - 1 + k, 0.0) + square
         self.log.steps.append(name)
         return projected
+
+
+def _shared(parts2: list[float], whole2: float) -> list[float]:
+    """Estimates of what each bond loses, made to add up to what all of them lose."""
+    total2 = sum(parts2)
+    return [part * whole2 / total2 for part in parts2] if total2 > 0 else [whole2, *parts2[1:]]
 
 
 def _cancels(eps: float) -> float:

@@ -14,7 +14,7 @@ from tensorfact.factor._input import check_fraction
 from tensorfact.factor._train import TensorTrain, TrainInfo
 from tensorfact.factor._tt_cores import Budget, left_orthonormal, reversed_modes, split_left
 from tensorfact.factor._tt_input import Tensor, as_tensor, checked_caps
-from tensorfact.factor._tt_sweep import Log, OutOfRange, Plan, checked_norm2, sweep
+from tensorfact.factor._tt_sweep import Log, OutOfRangeError, Plan, checked_norm2, sweep
 from tensorfact.kernels._dispatch import checked_threads
 
 __all__ = ["tt_svd"]
@@ -22,7 +22,7 @@ __all__ = ["tt_svd"]
 Method = Literal["auto", "tsqr", "sketch"]
 
 _DIRECT = 1 << 16  # numbers that "auto" leaves to LAPACK
-_FORCED = 256  # the same where a method is named
+_FORCED = 256  # the same for a small tensor where a method is named
 _WIDEN = 1 << 24  # a rest of no more numbers is split in double precision
 
 
@@ -83,7 +83,8 @@ def tt_svd(
     For N numbers, m folded columns and bond r: "tsqr" 2 N m + 2 N r flops, "sketch" about 4 N + 2 N r, each two reads
     of `a` and of the projected tensors, which are smaller by r / m. Memory beside `a`: the first projected tensor,
     N (r + 10) / m numbers, and as much again for the later ones. The error is the root of the sum of what each bond
-    discards, an identity. A tolerance below ten units of rounding is raised to that and noted.
+    discards, an identity. A tolerance below ten units of rounding (in half
+    precision, below what rounding the cores costs) is raised to that and noted.
 
     References
     ----------
@@ -112,15 +113,16 @@ def tt_svd(
     inner = tol
     if tol is not None:
         tol = check_fraction("tol", tol, 0.0, 1.0)
-        if tol < 10 * tensor.eps:
+        lost = tensor.rounding
+        if tol < 2.5 * lost:
             notes.append("tol-floor")
         # the last roundings are not counted by the sums of squares
-        inner = math.sqrt(max(tol, 10 * tensor.eps) ** 2 - (4 * tensor.eps) ** 2)
+        inner = math.sqrt(max(tol, 2.5 * lost) ** 2 - lost**2)
     generator = np.random.default_rng(rng)
     exponent = 0
     try:
         found = _decompose(tensor, caps, inner, method, overwrite, generator)
-    except OutOfRange:
+    except OutOfRangeError:
         peak = tensor.peak()
         if not math.isfinite(peak):
             raise ValueError("a must be finite, got NaN or infinity") from None
@@ -147,7 +149,7 @@ def _decompose(
 ) -> _Found:
     """The sweep from the cheaper end, then every bond truncated from left to right."""
     budget, log = Budget(tol), Log(size=tensor.size)
-    smallest = _DIRECT if method == "auto" else _FORCED
+    smallest = _DIRECT if method == "auto" or tensor.size > _DIRECT else _FORCED
     plan = Plan(caps, tol is None, "tsqr" if method == "tsqr" else "sketch", smallest)
     state, flipped = tensor.oriented(plan)
     if flipped:
@@ -173,8 +175,9 @@ def _decompose(
 
 def _finish(tensor: Tensor, found: _Found, exponent: int, tol: float | None, notes: list[str]) -> TensorTrain:
     """Cores in the user's precision and library, and the account of the error."""
-    cores = [*found.cores[:-1], np.ldexp(found.cores[-1], exponent) if exponent else found.cores[-1]]
-    error = math.sqrt(sum(found.lost2) / found.norm2)
+    half = exponent // 2  # in two steps: the power of two may itself be out of range
+    cores = [*found.cores[:-1], found.cores[-1] * 2.0**half * 2.0 ** (exponent - half)]
+    error = math.hypot(math.sqrt(sum(found.lost2) / found.norm2), tensor.rounded_error(found.cores, found.norm2))
     scale = math.ldexp(1.0, exponent) if -1000 < exponent < 1000 else math.inf
     info = TrainInfo(
         path="+".join(dict.fromkeys(found.log.steps)) or "svd",

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from tensorfact.kernels._dispatch import active, get_num_threads, set_num_threads
+from tensorfact.kernels.chain import chain, kron_sum
 from tensorfact.kernels.dense import cholesky_qr, eigh, gram, matmul, normal_apply, sum_squares
+from tensorfact.kernels.spline import spline_basis, spline_gram, spline_solve, spline_uniform, spline_values
 from tensorfact.kernels.tall import row_sketch, tall_product, tall_triangle
 
 __all__ = [
     "active",
+    "chain",
     "cholesky_qr",
     "eigh",
     "get_num_threads",
     "gram",
+    "kron_sum",
     "matmul",
     "normal_apply",
     "row_sketch",
     "set_num_threads",
+    "spline_basis",
+    "spline_gram",
+    "spline_solve",
+    "spline_uniform",
+    "spline_values",
     "sum_squares",
     "tall_product",
     "tall_triangle",

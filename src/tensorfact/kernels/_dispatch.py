@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from types import FunctionType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
@@ -110,11 +111,24 @@ class Kernel(Generic[P, R]):
             result: R = compiled(*args, **kwargs)
             return result
         if _rung == "numba":
-            if self._jitted is None:
-                self._jitted = _njit(self.body)
-            return self._jitted(*args, **kwargs)
+            return self.jitted()(*args, **kwargs)
         with np.errstate(all="ignore"):  # infinity and NaN are results here, as in C++
             return self.body(*args, **kwargs)
+
+    def jitted(self) -> Callable[P, R]:
+        """The body compiled by Numba. Kernels that it calls are compiled with it."""
+        if self._jitted is None:
+            body: Any = self.body
+            called = {
+                name: value
+                for name in body.__code__.co_names
+                if isinstance(value := body.__globals__.get(name), Kernel)
+            }
+            if called:
+                scope = {**body.__globals__, **{name: value.jitted() for name, value in called.items()}}
+                body = FunctionType(body.__code__, scope, body.__name__, body.__defaults__, body.__closure__)
+            self._jitted = _njit(body)
+        return self._jitted
 
 
 def _njit(body: Callable[P, R]) -> Callable[P, R]:

@@ -202,7 +202,8 @@ def tall_product(
         raise ValueError(f"v must be of the dtype of y, {matrix.dtype}, got {basis.dtype}")
     shape = (matrix.shape[0], basis.shape[1])
     if out is None:
-        out = np.empty(shape, matrix.dtype, order="C" if matrix.flags.c_contiguous else "F")
+        by_row = matrix.shape[1] <= 1 or matrix.strides[1] == matrix.itemsize
+        out = np.empty(shape, matrix.dtype, order="C" if by_row else "F")
     elif out.shape != shape or out.dtype != matrix.dtype:
         raise ValueError(f"out must be an array of {matrix.dtype} with shape {shape}, got {out.dtype} {out.shape}")
     sums = np.zeros((1, 2))

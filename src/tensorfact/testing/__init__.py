@@ -1,6 +1,7 @@
 """Property-based testing of decompositions, tensorfact's own or anyone's. Needs Hypothesis.
 
-* `check_low_rank` holds a truncated-SVD routine to its contract, promise by promise; `check_tensor_train` a TT-SVD.
+* `check_low_rank` holds a truncated-SVD routine to its contract, promise by promise; `check_tensor_train` a TT-SVD,
+  `check_lproduct` a tensor-tensor product.
 * `tensorfact.testing.strategies`: Hypothesis strategies for shapes, spectra, layouts and whole matrices;
   `tensorfact.testing.tensors` for tensors and trains.
 * `tensorfact.testing.oracles`: slow, obvious, double-precision answers.
@@ -28,6 +29,7 @@ except ImportError as error:
 from tensorfact.testing import oracles, strategies, tensors, tolerances
 from tensorfact.testing._promises import CheckReport, CheckResult, Promise
 from tensorfact.testing.low_rank import LOW_RANK_PROMISES, check_low_rank
+from tensorfact.testing.lproduct import LPRODUCT_PROMISES, check_lproduct
 from tensorfact.testing.oracles import OptimalErrors, effective_rank_for, optimal_errors, relative_error, spectral_error
 from tensorfact.testing.strategies import MatrixSpec, matrices, matrix_with_spectrum
 from tensorfact.testing.tensor_train import TENSOR_TRAIN_PROMISES, check_tensor_train
@@ -36,6 +38,7 @@ from tensorfact.testing.tolerances import assert_close, assert_orthonormal, asse
 
 __all__ = [
     "LOW_RANK_PROMISES",
+    "LPRODUCT_PROMISES",
     "TENSOR_TRAIN_PROMISES",
     "CheckReport",
     "CheckResult",
@@ -48,6 +51,7 @@ __all__ = [
     "assert_orthonormal",
     "assert_same_span",
     "check_low_rank",
+    "check_lproduct",
     "check_tensor_train",
     "effective_rank_for",
     "matrices",

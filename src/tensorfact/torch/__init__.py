@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+from tensorfact.torch._mpo_family import share_rebuilds
 from tensorfact.torch.low_rank import LowRankLinear
+from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
+from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
+from tensorfact.torch.mpo import MPOLinear
 
-__all__ = ["LowRankLinear"]
+__all__ = [
+    "LTransformerEncoder",
+    "LTransformerEncoderLayer",
+    "LowRankLinear",
+    "MPOLinear",
+    "lproduct",
+    "lqr",
+    "ltranspose",
+    "ltruncate",
+    "share_rebuilds",
+]

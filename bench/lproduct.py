@@ -1,0 +1,212 @@
+"""lproduct and t-SVD against what one writes without them; L-Transformer encoders against PyTorch's.
+
+    python -m bench.lproduct                        # all of it; finished cells are kept, so it resumes
+    python -m bench.lproduct --fresh --only product --only tsvd
+    python -m bench.lproduct --only encoder --width 128 --rounds 5
+
+Answers are compared before anything is timed. ``product`` multiplies 4096 tokens of width 768, cut into p slices, with
+p weights of a slice's width: the faces alone as one batched product are the floor, the dense 768 x 768 product is what
+the slices save. ``torch-dct + bmm`` and ``scipy.fft + matmul`` are the usual ways: an FFT along the tubes where they
+lie, a product over strided faces, an inverse FFT. ``encoder`` times a training step, forward and backward.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import fft
+
+import tensorfact
+from bench import timing
+
+TOKENS, WIDTH = 4096, 768
+SLICES = (2, 4, 8, 16)
+TSVD = ((512, 512, 8), (256, 256, 32), (2048, 96, 8))
+ENCODERS = ((128, 32), (256, 32), (768, 8))  # width, sequences of 128 tokens
+Routine = Callable[[], Any]
+
+
+def torch_dct(x: Any, inverse: bool = False) -> Any:
+    """Orthonormal DCT-II along the last axis, or its inverse, by one complex FFT: the method of torch-dct."""
+    import torch
+
+    n = x.shape[-1]
+    k = torch.arange(n, dtype=x.dtype, device=x.device)
+    scale = torch.full_like(k, (n / 2) ** 0.5)
+    scale[0] = n**0.5
+    turn = torch.exp(-1j * np.pi * k / (2 * n))
+    if not inverse:
+        v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], dim=-1)
+        return (torch.fft.fft(v) * turn).real / scale
+    y = x * scale
+    mirrored = torch.cat([torch.zeros_like(y[..., :1]), -y[..., 1:].flip(-1)], dim=-1)
+    v = torch.fft.ifft(torch.complex(y, mirrored) * turn.conj()).real
+    out = torch.empty_like(x)
+    out[..., ::2], out[..., 1::2] = v[..., : (n + 1) // 2], v[..., (n + 1) // 2 :].flip(-1)
+    return out
+
+
+def product_routines(p: int) -> tuple[dict[str, Routine], dict[str, Routine]]:
+    """Routines whose answers must agree, and products that only set the scale."""
+    import torch
+
+    rng, width = np.random.default_rng(0), WIDTH // p
+    a = rng.standard_normal((TOKENS, width, p)).astype(np.float32)
+    b = rng.standard_normal((width, width, p)).astype(np.float32)
+    ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+    faces = [np.ascontiguousarray(np.moveaxis(x, -1, 0)) for x in (a, b)]
+    out = np.empty((p, TOKENS, width), np.float32)
+    tokens, weight = np.ones((TOKENS, WIDTH), np.float32), np.ones((WIDTH, WIDTH), np.float32)
+    dense = np.empty_like(tokens)
+
+    def by_torch() -> Any:
+        x, y = (torch_dct(t).movedim(-1, 0) for t in (ta, tb))
+        return torch_dct(torch.bmm(x, y).movedim(0, -1), inverse=True).numpy()
+
+    def by_scipy() -> Any:
+        x, y = (np.moveaxis(fft.dct(t, norm="ortho"), -1, 0) for t in (a, b))
+        return fft.idct(np.moveaxis(x @ y, 0, -1), norm="ortho")
+
+    routines = {
+        "tensorfact": lambda: tensorfact.lproduct(a, b, "dct"),
+        "tensorfact.torch": lambda: tensorfact_torch().lproduct(ta, tb, "dct").numpy(),
+        "torch-dct + bmm": by_torch,
+        "scipy.fft + matmul": by_scipy,
+    }
+    scales = {
+        "faces alone": lambda: np.matmul(faces[0], faces[1], out=out),
+        "dense product": lambda: np.matmul(tokens, weight, out=dense),
+    }
+    return routines, scales
+
+
+def tensorfact_torch() -> Any:
+    """The adapter, imported where it is needed."""
+    import tensorfact.torch
+
+    return tensorfact.torch
+
+
+def tsvd_routines(m: int, l: int, p: int) -> tuple[dict[str, Routine], dict[str, Routine]]:
+    """Reconstructions from a thin t-SVD of half the rank: ours, and scipy.fft with one SVD after the other."""
+    a = np.random.default_rng(0).standard_normal((m, l, p)).astype(np.float32)
+    rank = min(m, l) // 2
+    faces = np.ascontiguousarray(np.moveaxis(fft.dct(a, norm="ortho"), -1, 0))
+
+    def by_scipy() -> Any:
+        hat = fft.dct(a, norm="ortho")
+        out = np.empty_like(hat)
+        for k in range(p):
+            u, s, vh = np.linalg.svd(hat[:, :, k], full_matrices=False)
+            out[:, :, k] = (u[:, :rank] * s[:rank]) @ vh[:rank]
+        return fft.idct(out, norm="ortho")
+
+    routines = {
+        "tensorfact": lambda: tensorfact.lsvd_truncate(a, "dct", rank=rank).reconstruct(),
+        "scipy.fft + svd of each face": by_scipy,
+    }
+    return routines, {"svd of the faces alone": lambda: np.linalg.svd(faces, full_matrices=False)}
+
+
+def encoder_routines(
+    width: int, batch: int, slices: int, layers: int = 2
+) -> tuple[dict[str, Routine], dict[str, Routine]]:
+    """A training step of ours, of PyTorch's encoder of equal width, and of a loop over slices."""
+    import torch
+    from torch import nn
+
+    from tensorfact.torch import LTransformerEncoder, LTransformerEncoderLayer
+
+    torch.manual_seed(0)
+    heads = max(4, width // 96)
+    common: dict[str, Any] = {"dropout": 0.0, "activation": "gelu", "batch_first": True}
+    ours = LTransformerEncoder(LTransformerEncoderLayer(width, heads, 4 * width, slices=slices, **common), layers)
+    spectral = LTransformerEncoderLayer(width, heads, 4 * width, slices=slices, ln_domain="transform", **common)
+    narrow = nn.TransformerEncoderLayer(width // slices, max(1, heads // slices), 4 * width // slices, **common)
+    modules = {
+        "tensorfact": ours,
+        "tensorfact, norm in the transform domain": LTransformerEncoder(spectral, layers),
+        "torch.nn": nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(width, heads, 4 * width, **common), layers, enable_nested_tensor=False
+        ),
+        "loop over slices": Loop(
+            [nn.TransformerEncoder(narrow, layers, enable_nested_tensor=False) for _ in range(slices)]
+        ),
+    }
+    x = torch.randn(batch, 128, width)
+
+    def step(module: Any) -> Routine:
+        def run() -> None:
+            module.zero_grad(set_to_none=True)
+            module(x).square().mean().backward()
+
+        return run
+
+    return {}, {name: step(module) for name, module in modules.items()}
+
+
+def Loop(encoders: list[Any]) -> Any:  # noqa: N802 - it stands for a module
+    """Narrow encoders one after the other, without any transform between them: fewer operations than ours."""
+    import torch
+    from torch import nn
+
+    class Slices(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoders = nn.ModuleList(encoders)
+
+        def forward(self, x: Any) -> Any:
+            parts = x.chunk(len(self.encoders), dim=-1)
+            return torch.cat([encoder(part) for encoder, part in zip(self.encoders, parts, strict=True)], dim=-1)
+
+    return Slices()
+
+
+def measure(routines: dict[str, Routine], scales: dict[str, Routine], rounds: int, budget: float) -> dict[str, Any]:
+    """Compare answers, then time everything side by side."""
+    answers = {name: np.asarray(routine(), dtype=np.float64) for name, routine in routines.items()}
+    reference = next(iter(answers.values()), None)
+    rows: dict[str, Any] = {}
+    for name, answer in answers.items():
+        distance = float(np.linalg.norm(answer - reference) / np.linalg.norm(reference))
+        assert distance < 1e-4, f"{name} differs by {distance:.2g}"
+        rows[name] = {"distance": distance}
+    for name, times in timing.interleaved({**routines, **scales}, rounds, budget).items():
+        rows.setdefault(name, {})
+        rows[name] |= {"seconds": float(np.median(times)), "best": min(times), "rounds": len(times)}
+    ours = rows["tensorfact"]["seconds"]
+    faster = {name: row["seconds"] / ours for name, row in rows.items() if name != "tensorfact"}
+    return {"rows": rows, "times_slower_than_ours": faster}
+
+
+def main() -> None:
+    """Measure what is missing and write ``results/lproduct.json`` after each cell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fresh", action="store_true", help="forget stored cells")
+    parser.add_argument("--only", action="append", choices=("product", "tsvd", "encoder"), help="repeatable")
+    parser.add_argument("--width", type=int, action="append", help="only encoders of this width (repeatable)")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=30.0, help="seconds of timing a cell")
+    args = parser.parse_args()
+    result: dict[str, Any] = timing.load("lproduct")
+    cells = result.setdefault("cells", {})
+    result["environment"] = timing.environment("torch")
+    jobs: dict[str, Callable[[], tuple[dict[str, Routine], dict[str, Routine]]]] = {}
+    jobs |= {f"product p={p}": lambda p=p: product_routines(p) for p in SLICES}  # type: ignore[misc]
+    jobs |= {f"tsvd {m}x{l}x{p}": lambda m=m, l=l, p=p: tsvd_routines(m, l, p) for m, l, p in TSVD}  # type: ignore[misc]
+    for width, batch in ENCODERS:
+        if args.width is None or width in args.width:
+            jobs[f"encoder d={width}"] = lambda width=width, batch=batch: encoder_routines(width, batch, 4)  # type: ignore[misc]
+    for key, job in jobs.items():
+        if (args.only and key.split()[0] not in args.only) or (key in cells and not args.fresh):
+            continue
+        cells[key] = measure(*job(), args.rounds, args.budget)
+        timing.save("lproduct", result)
+        print(key, {name: round(ratio, 2) for name, ratio in cells[key]["times_slower_than_ours"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The promises of a tensor-tensor product, one function each."""
