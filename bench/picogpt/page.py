@@ -142,9 +142,9 @@ def reasons(result: Result) -> list[str]:
     """Why bond 16 trained from scratch is behind the dense model."""
     two, three = ((STD**2 / 16 ** (sites - 1)) ** (1 / (2 * sites)) for sites in (2, 3))
     text = (
-        "One reason why bond 16 from scratch is behind: Adam moves every entry by about the learning rate, whatever its "
-        f"size. The entries of its cores start at {two:.3f} (two sites) and {three:.3f} (three) against {STD}, so in "
-        f"proportion they move {two / STD:.1f} and {three / STD:.1f} times less. The arm `mpo16-scaled` gives every "
+        "One reason why bond 16 from scratch is behind: Adam moves every entry by about the learning rate, whatever "
+        f"its size. The entries of its cores start at {two:.3f} (two sites) and {three:.3f} (three) against {STD}, so "
+        f"in proportion they move {two / STD:.1f} and {three / STD:.1f} times less. The arm `mpo16-scaled` gives every "
         "core that factor."
     )
     scaled = runs_of(result, "mpo16-scaled", finished=False)
@@ -160,9 +160,10 @@ def reasons(result: Result) -> list[str]:
     if dense:
         loss, accuracy = at_end(dense, "loss")[0], 100 * at_end(dense, "accuracy")[0]
         text += (
-            f" The dense model itself ends at loss {loss:.2f} and {accuracy:.1f} %, not at the published 1.86 and 52.8 %, "
-            "and its weights are still nearly as hard to truncate as random ones (below). Not tested: a higher learning "
-            "rate for all, and scaled embeddings, which start 35 times smaller than the positions added to them."
+            f" The dense model itself ends at loss {loss:.2f} and {accuracy:.1f} %, not at the published 1.86 and 52.8 "
+            "%, and its weights are still nearly as hard to truncate as random ones (below). Not tested: a higher "
+            "learning rate for all, and scaled embeddings, which start 35 times smaller than the positions added to "
+            "them."
         )
     return [text]
 

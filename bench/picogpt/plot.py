@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.picogpt.arms import BONDS
+from bench.picogpt.arms import BONDS, COUNTS
 from bench.picogpt.page import BAR, at_end, dense_accuracy, runs_of
 
 INK, FAINT = "#222222", "#888888"
@@ -40,11 +40,6 @@ def draw(result: dict[str, Any], file: Path) -> None:
             axes.plot(
                 x, raw, color=colour, marker=marker, ls=":", lw=1.4, ms=5, mfc="white", label=f"{label[:-5]}not tuned"
             )
-        if family == "mpo":
-            for (bond, _), at, height in zip(points, x, y, strict=True):
-                axes.annotate(
-                    f"bond {bond}", (at, height), (0, 9), textcoords="offset points", ha="center", color=colour
-                )
     dense = dense_accuracy(result)
     if dense is not None:
         parameters = runs_of(result, "dense")[0]["parameters"]
@@ -55,8 +50,10 @@ def draw(result: dict[str, Any], file: Path) -> None:
             textcoords="offset points", color=FAINT,
         )  # fmt: skip
     axes.set_xscale("log")
-    ticks = [42_336, 79_168, 177_408, 472_192, 808_448]
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xlim(36_000, 950_000)
+    axes.set_xticks(
+        list(COUNTS.values()), [f"{f'bond {bond}' if bond else 'dense'}\n{count:,}" for bond, count in COUNTS.items()]
+    )
     axes.minorticks_off()
     axes.set_xlabel("parameters")
     axes.set_ylabel("validation accuracy, %")
