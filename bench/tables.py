@@ -126,6 +126,82 @@ def mpo_checkpoints() -> str:
     return "\n".join(lines)
 
 
+def tensor_train() -> str:
+    """Reads of the data that a decomposition takes, and times faster than peers."""
+    result = timing.load("tensor_train")
+    cells = result.get("cells", {})
+    lines = [
+        "| array | bond | sketch: reads of the data | deterministic: reads | error of the sketch / deterministic |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, cell in cells.items():
+        if name.startswith("peers"):
+            continue
+        dtype, size, _, rank = name.split()
+        size = size.replace("2^27", "2^27 (27 modes of 2)").replace("10^8", "10^8 (8 modes of 10)")
+        lines.append(
+            f"| {size}, {dtype} | {rank} | {cell['sketch']['reads']:.1f} | {cell['tsqr']['reads']:.1f} | "
+            f"{cell['error_ratio']:.3f} |"
+        )
+    peers = [
+        f"{name.removeprefix('peers ')} {cell['reads']:,.0f} reads ({cell['times_faster']['tsqr']:.0f}x, "
+        f"{cell['times_faster']['sketch']:.0f}x)"
+        for name, cell in cells.items()
+        if name.startswith("peers")
+    ]
+    where = result.get("environment", {})
+    gb_s = [cell["read_gb_s"] for cell in cells.values() if "read_gb_s" in cell]
+    lines += [
+        "",
+        f"One read: our own sum of squares of the same array in the same run, on all threads ({min(gb_s):.0f} to "
+        f"{max(gb_s):.0f} GB/s). "
+        + (
+            f"At 2^24 float64 numbers and bond 20: {', '.join(peers)}; in brackets how many times faster our "
+            "deterministic method and our sketch are on that array. "
+            if peers
+            else ""
+        )
+        + f"`python -m bench.tensor_train`, {where.get('cores')} cores, commit {where.get('commit')}.",
+    ]
+    return "\n".join(lines)
+
+
+def mpo() -> str:
+    """Time of MPO layers relative to the dense layer, 4096 tokens."""
+    result = timing.load("mpo")
+    bonds: list[int] = []
+    rows: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for name, cell in result.get("cells", {}).items():
+        shape, tokens, _, order, _, _, bond = name.split()
+        if tokens == "4096":
+            rows.setdefault((shape.replace("->", " → "), order), {})[int(bond)] = cell
+            bonds.append(int(bond))
+    bonds = sorted(set(bonds))
+    lines = [
+        "| layer | cores | " + " | ".join(f"bond {bond}" for bond in bonds) + " |",
+        "| --- | --- |" + " --- |" * len(bonds),
+    ]
+    for (shape, order), found in rows.items():
+        words = []
+        for bond in bonds:
+            if bond not in found:
+                words.append("-")
+                continue
+            times = found[bond]["forward"]["of_dense"]
+            peer = min(value for key, value in times.items() if key.startswith("tensorly"))
+            trained = found[bond]["forward_backward"]["of_dense"]
+            words.append(f"{times['tensorfact']:.2f} ({peer:.2f}), {trained['tensorfact']:.2f}")
+        lines.append(f"| {shape} | {order} | {' | '.join(words)} |")
+    where = result.get("environment", {})
+    lines += [
+        "",
+        "Each cell: forward pass of 4096 tokens over that of the dense float32 layer, in brackets the faster of "
+        "tensorly-torch's two implementations, then forward and backward together over dense. "
+        f"`python -m bench.mpo`, {where.get('cores')} cores, commit {where.get('commit')}.",
+    ]
+    return "\n".join(lines)
+
+
 def checkpoints() -> str:
     """Seconds, memory and size of whole checkpoints."""
     result = timing.load("checkpoints")
@@ -167,6 +243,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "low_rank": low_rank,
     "demo": demo,
     "mpo_checkpoints": mpo_checkpoints,
+    "tensor_train": tensor_train,
+    "mpo": mpo,
     "checkpoints": checkpoints,
 }
 

@@ -57,7 +57,7 @@ def split_right(
 
     ``caps`` bounds the bonds from the left: that before n_a, those between the modes, and ``bond`` itself, which is
     truncated too where it is wider. Each bond may discard ``limit2``; with ``exact`` it takes its cap instead. The bond
-    before n_a takes ``extra`` more. Returns the cores of n_a .. n_z, the rows (q, bond) that the truncated ``bond`` stands
+    before n_a takes ``extra`` more. Returns the cores of n_a .. n_z, the rows (q, bond) the truncated ``bond`` stands
     for, what each bond discards (squared, in the order of ``caps``), what is left out before n_a with the extra
     columns, and whether a cap was felt.
     """
