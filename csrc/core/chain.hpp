@@ -7,12 +7,8 @@
 #pragma once
 
 #include <array>
-#include <cstdint>
+#include <cstring>
 #include <utility>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "parallel.hpp"
 #include "tiled.hpp"
@@ -119,18 +115,6 @@ struct Chain {
     }
 };
 
-// Asks for huge pages under memory that was perhaps never touched: first touch by pages of 4 KB costs more than the arithmetic of a
-// thin chain (50 MB on two cores: 16 ms against 4). Advice only, and without effect on memory that is there already.
-inline void expect_first_touch(void* data, std::size_t bytes) {
-#if defined(__linux__)
-    const std::size_t page = Workspace::huge_page, begin = (reinterpret_cast<std::uintptr_t>(data) + 4095) / 4096 * 4096;
-    const std::size_t end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / 4096 * 4096;
-    if (end > begin + 2 * page) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-    (void)data, (void)bytes;
-#endif
-}
-
 // Bytes on the way of the tokens that go together: most of the second-level cache is left to cores and input.
 inline constexpr index chain_block_bytes = index{512} << 10;
 inline constexpr index chain_block_tokens = 8;
@@ -155,15 +139,15 @@ void chain(Mat<const T> x, const Site* sites, index count, const T* const* cores
             y.shape[1], ")");
     const T* xs = contiguous(x, "x");
     T* ys = contiguous(y, "y");
-    expect_first_touch(ys, static_cast<std::size_t>(tokens * steps.out) * sizeof(T));
     const index cached = chain_block_bytes / (2 * steps.between * static_cast<index>(sizeof(T)) + 1);
     const index share = (tokens + nthreads - 1) / std::max(1, nthreads);
     const index block = std::clamp<index>(std::min(cached, share), 1, chain_block_tokens);
     // Only the first product reads x by whole vectors, and only there a vector may reach beyond the end of x.
     const bool reaches = steps.step[0].core_on_left && steps.step[0].columns % tiled::lanes<T> != 0;
-    // Whole huge pages of y to each thread: two that touch one for the first time both wait for it.
-    const index page = static_cast<index>(Workspace::huge_page / sizeof(T)) / steps.out;
-    const index chunk = std::max(block, std::min(page, share / 8) / block * block);
+    // Long runs of y for each thread, so that first touches of its pages do not meet. Asking for huge pages under y was tried: 10 ms of
+    // 30 faster where they are at hand, 70 slower where the system must find them.
+    const index run = (index{2} << 20) / (static_cast<index>(sizeof(T)) * steps.out);
+    const index chunk = std::max(block, std::min(run, share / 8) / block * block);
     parallel_for(tokens, nthreads, chunk, [&, xs, ys](index lo, index hi) {
         Workspace& local = local_workspace();
         Workspace::Frame scratch(local);
@@ -198,7 +182,6 @@ void kron_sum(index members, const T* const* left, const T* const* right, std::a
         for (index k = 0; k < members; ++k)
             for (index a = 0; a < r; ++a)
                 std::memcpy(edges + k * (r * n2 + reach) + a * n2, right[k] + (a * m2 + m2 - 1) * n2, static_cast<std::size_t>(n2) * sizeof(T));
-    for (index k = 0; k < members; ++k) expect_first_touch(out[k], static_cast<std::size_t>(m1 * m2 * row) * sizeof(T));
     const index work = m2 * row * std::max<index>(4, r);  // one step of the loop; below a few microseconds a second thread costs more
     parallel_for(members * m1, nthreads, std::max<index>(1, (index{1} << 18) / work), [=](index lo, index hi) {
         for (index t = lo; t < hi; ++t) {
