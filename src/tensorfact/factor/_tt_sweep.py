@@ -141,7 +141,7 @@ def step_cost(tensor: Any, plan: Plan) -> float:
     kept = cap + (_surplus(cap) if plan.method == "sketch" else 0) if plan.exact else width // 8
     first = 1.3 if plan.method == "sketch" else max(1.0, width / 8)
     layout = 1.0 if getattr(tensor, "by_row", True) else 1.2
-    return layout * (first + max(1.0, kept / 15)) / max(1 - kept / width, 0.1)
+    return float(layout * (first + max(1.0, kept / 15)) / max(1 - kept / width, 0.1))
 
 
 def _surplus(cap: int) -> int:

@@ -38,7 +38,7 @@ class HostTensor:
 
     @property
     def bond(self) -> int:
-        return self.array.shape[-1]
+        return int(self.array.shape[-1])
 
     @property
     def size(self) -> int:
@@ -76,8 +76,10 @@ class HostTensor:
         block = np.ascontiguousarray(block, dtype=self.dtype)
         if self.exponent and self.dtype.kind == "c":
             parts = block.view(block.real.dtype)
-            return np.ldexp(parts, self.exponent).view(self.dtype)
-        return np.ldexp(block, self.exponent) if self.exponent else block
+            block = np.ldexp(parts, self.exponent).view(self.dtype)
+        elif self.exponent:
+            block = np.ldexp(block, self.exponent)
+        return block
 
     # -- passes --------------------------------------------------------------------------------------------------
     def sketch(self, group: int, buckets: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
