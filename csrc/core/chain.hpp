@@ -7,8 +7,13 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <cstring>
 #include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "parallel.hpp"
 #include "tiled.hpp"
@@ -115,6 +120,23 @@ struct Chain {
     }
 };
 
+// Brings the pages of a large result into memory in one go, where Linux can (5.14): one fault for each costs twice as much, as much as
+// half of a thin chain. Each thread does so for the part that it writes. Huge pages were tried: fast where they are at hand, a stall of
+// 70 ms where the system must find them.
+inline void populate(void* data, index bytes) {
+#if defined(__linux__)
+    constexpr std::uintptr_t page = 4096;
+    const auto begin = reinterpret_cast<std::uintptr_t>(data) / page * page;
+    const auto end = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes) + page - 1) / page * page;
+    constexpr int populate_write = 23;  // MADV_POPULATE_WRITE, which older headers lack
+    ::madvise(reinterpret_cast<void*>(begin), end - begin, populate_write);
+#else
+    (void)data, (void)bytes;
+#endif
+}
+
+inline constexpr index populate_from = index{1} << 20;  // bytes; smaller results come from memory that was used before
+
 // Bytes on the way of the tokens that go together: most of the second-level cache is left to cores and input.
 inline constexpr index chain_block_bytes = index{512} << 10;
 inline constexpr index chain_block_tokens = 8;
@@ -144,10 +166,10 @@ void chain(Mat<const T> x, const Site* sites, index count, const T* const* cores
     const index block = std::clamp<index>(std::min(cached, share), 1, chain_block_tokens);
     // Only the first product reads x by whole vectors, and only there a vector may reach beyond the end of x.
     const bool reaches = steps.step[0].core_on_left && steps.step[0].columns % tiled::lanes<T> != 0;
-    // Long runs of y for each thread, so that first touches of its pages do not meet. Asking for huge pages under y was tried: 10 ms of
-    // 30 faster where they are at hand, 70 slower where the system must find them.
+    // Long runs of y for each thread, so that first touches of its pages do not meet.
     const index run = (index{2} << 20) / (static_cast<index>(sizeof(T)) * steps.out);
     const index chunk = std::max(block, std::min(run, share / 8) / block * block);
+    const index row_bytes = steps.out * static_cast<index>(sizeof(T));
     parallel_for(tokens, nthreads, chunk, [&, xs, ys](index lo, index hi) {
         Workspace& local = local_workspace();
         Workspace::Frame scratch(local);
@@ -155,7 +177,11 @@ void chain(Mat<const T> x, const Site* sites, index count, const T* const* cores
         T* ping = scratch.take<T>(room);
         T* pong = scratch.take<T>(room);
         T* copy = reaches && hi == tokens ? scratch.take<T>(block * steps.in + tiled::lanes<T>) : nullptr;
-        for (index t = lo; t < hi; t += block) {
+        for (index t = lo, ready = lo; t < hi; t += block) {
+            if (t == ready && tokens * row_bytes >= populate_from) {
+                ready = std::min(hi, t + chunk);
+                populate(ys + t * steps.out, (ready - t) * row_bytes);
+            }
             const index n = std::min(block, hi - t);
             const T* from = xs + t * steps.in;
             if (copy && t + n == tokens) from = static_cast<const T*>(std::memcpy(copy, from, static_cast<std::size_t>(n * steps.in) * sizeof(T)));
@@ -185,7 +211,8 @@ void kron_sum(index members, const T* const* left, const T* const* right, std::a
     const index work = m2 * row * std::max<index>(4, r);  // one step of the loop; below a few microseconds a second thread costs more
     parallel_for(members * m1, nthreads, std::max<index>(1, (index{1} << 18) / work), [=](index lo, index hi) {
         for (index t = lo; t < hi; ++t) {
-            const index k = t / m1, i = t % m1;
+            const index k = t / m1, i = t % m1, bytes = m2 * row * static_cast<index>(sizeof(T));
+            if (m1 * bytes >= populate_from) populate(out[k] + i * m2 * row, bytes);
             for (index j = 0; j < m2; ++j) {
                 const bool edge = reaches && j + 1 == m2;
                 const T* b = edge ? edges + k * (r * n2 + reach) : right[k] + j * n2;
