@@ -57,11 +57,12 @@ lint: venv
 types: venv
 	$(PY) -m mypy
 
-# tests/kernels runs on every rung and instruction set by itself; here what is built on the kernels does.
+# tests/kernels runs on every rung and instruction set by itself; here a part of what is built on the kernels does.
+ON_KERNELS = tests/factor/test_low_rank.py tests/factor/test_splines.py
 test-kernels: venv
-	$(SERIAL) TENSORFACT_ISA=v2 $(PY) -m pytest -q tests/factor tests/test_threads.py -m "not slow"
-	$(SERIAL) TENSORFACT_KERNELS=python $(PY) -m pytest -q tests/factor -m "not slow"
-	$(SERIAL) TENSORFACT_KERNELS=numba $(PY) -m pytest -q tests/factor -m "not slow"
+	$(SERIAL) TENSORFACT_ISA=v2 $(PY) -m pytest -q $(ON_KERNELS) tests/factor/test_tt_svd.py tests/test_threads.py -m "not slow"
+	$(SERIAL) TENSORFACT_KERNELS=python $(PY) -m pytest -q $(ON_KERNELS) -m "not slow"
+	$(SERIAL) TENSORFACT_KERNELS=numba $(PY) -m pytest -q $(ON_KERNELS) -m "not slow"
 
 test: lint types
 	$(PY) -m tensorfact
