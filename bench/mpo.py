@@ -4,9 +4,9 @@
     python -m bench.mpo --fresh --only "768->3072 4096 tokens" --seconds 140
 
 A cell is one shape, number of tokens, number of cores and bond: forward without gradients in training mode (nothing
-A cell is one shape, number of tokens, number of cores and bond: forward without gradients in training mode (nothing
 is kept between calls), forward with the weight that evaluation keeps, and forward plus backward. All routines of a
 cell run in one process, interleaved, and each ratio is of medians. Values are compared before anything is timed.
+"""
 
 from __future__ import annotations
 
