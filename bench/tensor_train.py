@@ -99,7 +99,6 @@ def classical(a: np.ndarray, rank: int) -> list[np.ndarray]:
 
 def peer_routines(a: np.ndarray, rank: int) -> dict[str, Callable[[], Any]]:
     """Each returns cores (r, n, r') or what `peer_cores` knows."""
-    import quimb.tensor as qtn
     import teneva
     import tensorly
     import torch
@@ -112,10 +111,17 @@ def peer_routines(a: np.ndarray, rank: int) -> dict[str, Callable[[], Any]]:
         "TensorLy": lambda: tensor_train(tensorly.tensor(a), rank=ranks).factors,
         "torchTT": lambda: torchtt.TT(torch.from_numpy(a), eps=1e-14, rmax=rank).cores,
         "teneva": lambda: teneva.svd(a, e=1e-14, r=rank),
-        "quimb": lambda: (
-            qtn.MatrixProductState.from_dense(a, dims=a.shape, max_bond=rank, cutoff=0.0, shape="lpr").arrays
-        ),
+        "quimb": lambda: matrix_product_state(a, rank),
     }
+
+
+def matrix_product_state(a: np.ndarray, rank: int) -> list[np.ndarray]:
+    """quimb's cores, outer bonds left out."""
+    from quimb.tensor import MatrixProductState
+
+    train = MatrixProductState.from_dense(a, dims=a.shape, max_bond=rank, cutoff=0.0)
+    train.permute_arrays("lpr")
+    return list(train.arrays)
 
 
 def error_of(a: np.ndarray, cores: Any) -> float:

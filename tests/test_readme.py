@@ -25,9 +25,13 @@ def test_the_array_half_of_the_example_runs(tmp_path, monkeypatch):
     assert code is not None
     array_part = code[1].partition("from tensorfact.compress")[0]
     np.save(tmp_path / "weights.npy", np.random.default_rng(0).standard_normal((300, 280)))
+    x = np.linspace(0, 1, 20)
+    np.save(tmp_path / "field.npy", np.sin(x[:, None, None] + 2 * x[:, None] * x))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(array_part, names)
     assert names["result"].error <= 0.05
     assert np.allclose(names["left"] @ names["right"], names["result"].reconstruct())
     assert names["u"].shape == (300, 256)
+    assert names["train"].error <= 1e-3
+    assert names["smaller"].ranks == names["train"].ranks

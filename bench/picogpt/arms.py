@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.picogpt.model import STD, Make, PicoGPT, Size, count, dense
 from bench.picogpt.training import stored_model
@@ -154,34 +154,10 @@ def kind_of(name: str) -> str:
 
 
 def to_mpo(model: PicoGPT, bond: int) -> None:
-    """Replace every linear layer by the TT-SVD of its weight, gauge balanced."""
+    """Replace every linear layer by the TT-SVD of its weight, the singular values of a bond shared by both cores."""
     for name, layer in list(model.linears()):
         rows, cols = SHAPES[kind_of(name)]
-        new = MPOLinear.from_linear(layer, rank=bond, row_shape=rows, col_shape=cols)  # type: ignore[arg-type]
-        with torch.no_grad():
-            for core, even in zip(new.cores, balanced([core.detach() for core in new.cores]), strict=True):
-                core.copy_(even)
-        replace(model, name, new)
-
-
-def balanced(cores: list[Tensor]) -> list[Tensor]:
-    """The same train with the roots of a bond's singular values on each side, so that Adam's steps fit every core.
-
-    Takes a left-canonical train (all cores but the last left-orthonormal), as TT-SVD gives it.
-    """
-    rights, roots = [], []
-    rest = cores[-1]
-    for core in reversed(cores[:-1]):
-        u, s, vh = torch.linalg.svd(rest.flatten(1), full_matrices=False)
-        rights.append(vh.reshape(-1, *rest.shape[1:]))
-        roots.append(s.clamp_min(torch.finfo(s.dtype).eps * s.max()).sqrt())
-        rest = torch.tensordot(core, u * s, 1)
-    rights, roots = rights[::-1], roots[::-1]
-    result = [rest / roots[0]] if roots else [rest]
-    for index, right in enumerate(rights):
-        core = roots[index][:, None, None, None] * right
-        result.append(core / roots[index + 1] if index + 1 < len(roots) else core)
-    return result
+        replace(model, name, MPOLinear.from_linear(layer, rank=bond, row_shape=rows, col_shape=cols, rng=0))  # type: ignore[arg-type]
 
 
 def to_low_rank(model: PicoGPT, bond: int) -> None:
