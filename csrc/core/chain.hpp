@@ -176,7 +176,9 @@ void chain(Mat<const T> x, const Site* sites, index count, const T* const* cores
         const index room = block * steps.between + tiled::lanes<T>;
         T* ping = scratch.take<T>(room);
         T* pong = scratch.take<T>(room);
-        T* copy = reaches && hi == tokens ? scratch.take<T>(block * steps.in + tiled::lanes<T>) : nullptr;
+        // What follows these tokens is too short for a vector that reaches beyond them.
+        const auto ends = [&](index end) { return reaches && (tokens - end) * steps.in < tiled::lanes<T>; };
+        T* copy = ends(hi) ? scratch.take<T>(block * steps.in + tiled::lanes<T>) : nullptr;
         for (index t = lo, ready = lo; t < hi; t += block) {
             if (t == ready && tokens * row_bytes >= populate_from) {
                 ready = std::min(hi, t + chunk);
@@ -184,7 +186,7 @@ void chain(Mat<const T> x, const Site* sites, index count, const T* const* cores
             }
             const index n = std::min(block, hi - t);
             const T* from = xs + t * steps.in;
-            if (copy && t + n == tokens) from = static_cast<const T*>(std::memcpy(copy, from, static_cast<std::size_t>(n * steps.in) * sizeof(T)));
+            if (ends(t + n)) from = static_cast<const T*>(std::memcpy(copy, from, static_cast<std::size_t>(n * steps.in) * sizeof(T)));
             steps.run(from, bias, ys + t * steps.out, n, ping, pong);
         }
     });
@@ -201,22 +203,24 @@ void kron_sum(index members, const T* const* left, const T* const* right, std::a
     require(r == r_right, "kron_sum: the bonds must be equal, got ", r, " and ", r_right);
     const index row = n1 * n2, reach = tiled::lanes<T>;
     Workspace::Frame frame(ws);
-    // The last rows of the right factor are read by whole vectors beyond their end: of that row only, a copy.
+    require(m1 >= 1 && n1 >= 1 && r >= 1 && m2 >= 1 && n2 >= 1, "kron_sum: sizes must be positive");
+    // Rows are read by whole vectors beyond their end, the last ones beyond the end of the right factor: of these, a copy.
     const bool reaches = n2 % reach != 0;
-    T* edges = frame.take<T>(reaches ? members * (r * n2 + reach) : 0);
+    const index kept = std::min(m2, 1 + (reach - 1) / n2), width = kept * n2, room = r * width + reach;
+    T* edges = frame.take<T>(reaches ? members * room : 0);
     if (reaches)
         for (index k = 0; k < members; ++k)
             for (index a = 0; a < r; ++a)
-                std::memcpy(edges + k * (r * n2 + reach) + a * n2, right[k] + (a * m2 + m2 - 1) * n2, static_cast<std::size_t>(n2) * sizeof(T));
+                std::memcpy(edges + k * room + a * width, right[k] + (a * m2 + m2 - kept) * n2, static_cast<std::size_t>(width) * sizeof(T));
     const index work = m2 * row * std::max<index>(4, r);  // one step of the loop; below a few microseconds a second thread costs more
     parallel_for(members * m1, nthreads, std::max<index>(1, (index{1} << 18) / work), [=](index lo, index hi) {
         for (index t = lo; t < hi; ++t) {
             const index k = t / m1, i = t % m1, bytes = m2 * row * static_cast<index>(sizeof(T));
             if (m1 * bytes >= populate_from) populate(out[k] + i * m2 * row, bytes);
             for (index j = 0; j < m2; ++j) {
-                const bool edge = reaches && j + 1 == m2;
-                const T* b = edge ? edges + k * (r * n2 + reach) : right[k] + j * n2;
-                tiled::multiply<T>({left[k] + i * n1 * r, r, b, edge ? n2 : m2 * n2, r, nullptr, out[k] + (i * m2 + j) * row, n2}, n1, n2);
+                const bool edge = reaches && j >= m2 - kept;
+                const T* b = edge ? edges + k * room + (j - (m2 - kept)) * n2 : right[k] + j * n2;
+                tiled::multiply<T>({left[k] + i * n1 * r, r, b, edge ? width : m2 * n2, r, nullptr, out[k] + (i * m2 + j) * row, n2}, n1, n2);
             }
         }
     });

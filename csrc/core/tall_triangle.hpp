@@ -6,10 +6,16 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 
 #include "tall.hpp"
 
 namespace tensorfact {
+
+// A sum of squares below this has lost digits to denormal numbers; a reflector made from it would not be orthogonal, so its factor is
+// taken from the reflector itself.
+template <class R>
+inline constexpr R few_digits = std::numeric_limits<R>::min() / std::numeric_limits<R>::epsilon();
 
 // Triangle and block as strips of `lanes` columns: element (i, j) of the block at [j / w][i][j % w].
 template <class R>
@@ -62,6 +68,11 @@ struct Fold {
                 tau = (beta - alpha) / beta;
                 scale = 1 / (alpha - beta);
                 head[j] = beta;
+                if (sigma < few_digits<R>) {
+                    R squares = 0;
+                    for (index i = 0; i < rows; ++i) squares += (x[i * w + j] * scale) * (x[i * w + j] * scale);
+                    tau = 2 / (1 + squares);
+                }
             }
             for (index c = 0; c < w; ++c) {
                 if (c > j) {
@@ -175,13 +186,20 @@ struct ComplexFold {
             if (sigma == 0) continue;
             // H = I - tau v v^H with v = (1, x / (alpha - beta)), tau = (beta - alpha) / beta: H^H applied gives beta, real
             const R beta = -std::copysign(std::sqrt(ar * ar + ai * ai + sigma), ar);
-            const R tr = (beta - ar) / beta, ti = ai / beta;  // conj(tau)
+            R tr = (beta - ar) / beta, ti = ai / beta;  // conj(tau)
             const R dr = ar - beta, di = ai, d2 = dr * dr + di * di;
             const R sr = dr / d2, si = -di / d2;
             for (index i = 0; i < rows; ++i) {
                 const R xr = br[i * n + j], xi = bi[i * n + j];
                 br[i * n + j] = xr * sr - xi * si;
                 bi[i * n + j] = xr * si + xi * sr;
+            }
+            if (sigma < few_digits<R>) {  // |tau|^2 (1 + |v|^2) = 2 Re tau makes H unitary
+                R squares = 0;
+                for (index i = 0; i < rows; ++i) squares += br[i * n + j] * br[i * n + j] + bi[i * n + j] * bi[i * n + j];
+                const R factor = 2 * tr / ((tr * tr + ti * ti) * (1 + squares));
+                tr *= factor;
+                ti *= factor;
             }
             hr[j] = beta;
             hi[j] = 0;

@@ -114,15 +114,16 @@ def tt_round(
     error = math.sqrt(sum(e * e for e in site_errors)) / norm
     info = TrainInfo(
         path=method,
-        site_errors=tuple(math.ldexp(e, exponent) for e in site_errors),
-        norm=math.ldexp(norm, exponent),
+        site_errors=tuple(forms.shifted(e, exponent) for e in site_errors),
+        norm=forms.shifted(norm, exponent),
         converged=wanted.tol is None or error <= wanted.tol,
     )
     result = TensorTrain(cores=cast_like(done, tt.dtype), error=error, canonical="left", info=info)
     if result.dtype != done[0].dtype:  # half precision: what the caller gets is what the error is about
         wide = TensorTrain(cores=tuple(working(core) for core in result.cores))
         lost = (TensorTrain(cores=cores) - wide).norm() / info.norm if info.norm else 0.0
-        result = replace(result, error=lost, canonical="none")
+        info = replace(info, converged=wanted.tol is None or lost <= wanted.tol)
+        result = replace(result, error=lost, canonical="none", info=info)
     return result
 
 

@@ -82,7 +82,7 @@ def norm_of(core: Any) -> float:
         return size
     shift = exponent_of(size)
     flat = namespace(core).reshape(scaled(core, -shift), (int(core.shape[0]), -1))
-    return _shifted(math.sqrt(ops_of(core).sum2(flat)), shift)
+    return shifted(math.sqrt(ops_of(core).sum2(flat)), shift)
 
 
 def norm(cores: Sequence[Any], canonical: str) -> float:
@@ -96,10 +96,11 @@ def norm(cores: Sequence[Any], canonical: str) -> float:
     if canonical == "right":
         return norm_of(cores[0])
     turned, total = left_orthogonal(cores)
-    return _shifted(norm_of(turned[-1]), total)
+    return shifted(norm_of(turned[-1]), total)
 
 
-def _shifted(value: float, exponent: int) -> float:
+def shifted(value: float, exponent: int) -> float:
+    """``value * 2**exponent``, infinity where that is out of range."""
     try:
         return math.ldexp(value, exponent)
     except OverflowError:

@@ -79,12 +79,14 @@ class Tensor:
         """The part of the relative error that comes from storing cores in half precision."""
         if self.result is None:
             return 0.0
-        gap, other = np.ones((1, 1)), np.ones((1, 1))  # inner products of the two trains and of the second with itself
+        own, gap, other = (np.ones((1, 1)) for _ in range(3))  # inner products of the exact and the stored train
         for core in cores:
             stored = self.stored(core)
-            gap = np.einsum("ab,anc,bnd->cd", gap, core.conj(), stored)
-            other = np.einsum("ab,anc,bnd->cd", other, stored.conj(), stored)
-        kept2 = float(np.linalg.norm(cores[-1]) ** 2)
+            exact = core.astype(np.float64)
+            own = np.tensordot(exact, np.tensordot(own, exact, axes=1), axes=((0, 1), (0, 1)))
+            gap = np.tensordot(exact, np.tensordot(gap, stored, axes=1), axes=((0, 1), (0, 1)))
+            other = np.tensordot(stored, np.tensordot(other, stored, axes=1), axes=((0, 1), (0, 1)))
+        kept2 = float(own.sum())
         return math.sqrt(max(kept2 - 2 * float(gap.real.sum()) + float(other.real.sum()), 0.0) / norm2)
 
     def stored(self, core: np.ndarray) -> np.ndarray:
@@ -92,7 +94,8 @@ class Tensor:
         core = self.finished(core)
         if self.ops is not None:
             core = self.ops.to_numpy(self.ops.cast(core))
-        return np.asarray(core).astype(np.float64)
+        core = np.asarray(core)
+        return core.astype(np.complex128 if core.dtype.kind == "c" else np.float64)
 
     def finished(self, core: np.ndarray) -> Any:
         """A core of the host in the library, type and device of the input."""

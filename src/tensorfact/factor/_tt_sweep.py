@@ -83,7 +83,7 @@ def sweep(
     while group := _choose_group(tensor, plan, target):
         step = _Step(tensor, group, plan, budget, log)
         projected = step.sketched(rng) if plan.method == "sketch" else None
-        if projected is None and not step.too_narrow:
+        if projected is None and not step.too_narrow and step.rows >= step.width:  # the triangle is width x width
             projected = step.triangular(overwrite=overwrite or tensor is not first)
         if projected is None:
             if step.width >= _MAX_WIDTH or _choose_group(tensor, plan, 2 * step.width) in (0, group):

@@ -12,6 +12,7 @@ import numpy as np
 from tensorfact import kernels
 from tensorfact.factor._input import check_fraction
 from tensorfact.factor._train import TensorTrain, TrainInfo
+from tensorfact.factor._train_canonical import shifted
 from tensorfact.factor._tt_cores import Budget, left_orthonormal, reversed_modes, split_left
 from tensorfact.factor._tt_input import Tensor, as_tensor, checked_caps
 from tensorfact.factor._tt_sweep import Log, OutOfRangeError, Plan, checked_norm2, sweep
@@ -176,18 +177,25 @@ def _decompose(
 def _finish(tensor: Tensor, found: _Found, exponent: int, tol: float | None, notes: list[str]) -> TensorTrain:
     """Cores in the user's precision and library, and the account of the error."""
     half = exponent // 2  # in two steps: the power of two may itself be out of range
-    cores = [*found.cores[:-1], found.cores[-1] * 2.0**half * 2.0 ** (exponent - half)]
+    with np.errstate(over="ignore"):
+        cores = [*found.cores[:-1], found.cores[-1] * 2.0**half * 2.0 ** (exponent - half)]
+        if not np.isfinite(tensor.stored(cores[-1])).all():
+            raise ValueError("a must have a norm that fits its dtype, because the last core holds it: scale a first")
     error = math.hypot(math.sqrt(sum(found.lost2) / found.norm2), tensor.rounded_error(found.cores, found.norm2))
-    scale = math.ldexp(1.0, exponent) if -1000 < exponent < 1000 else math.inf
     info = TrainInfo(
         path="+".join(dict.fromkeys(found.log.steps)) or "svd",
-        site_errors=tuple(math.sqrt(square) * scale for square in found.lost2),
-        norm=math.sqrt(found.norm2) * scale,
+        site_errors=tuple(shifted(math.sqrt(square), exponent) for square in found.lost2),
+        norm=shifted(math.sqrt(found.norm2), exponent),
         data_reads=found.log.reads,
         converged=tol is None or error <= tol,
         notes=tuple(dict.fromkeys([*notes, *found.log.notes])),
     )
-    return TensorTrain(cores=tuple(tensor.finished(core) for core in cores), error=error, canonical="left", info=info)
+    return TensorTrain(
+        cores=tuple(tensor.finished(core) for core in cores),
+        error=error,
+        canonical="left" if tensor.result is None else "none",  # rounding to half precision tilts the cores
+        info=info,
+    )
 
 
 def _zero(tensor: Tensor, caps: tuple[int, ...]) -> TensorTrain:

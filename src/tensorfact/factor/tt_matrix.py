@@ -14,8 +14,8 @@ from tensorfact.factor._bonds import Request, request
 from tensorfact.factor._input import Source, as_source
 from tensorfact.factor._scale import normalised
 from tensorfact.factor._train import TensorTrain, TrainInfo
-from tensorfact.factor._train_canonical import norm_of, restored
-from tensorfact.factor._train_ops import copied, dot, identity, namespace, ops_of, permute, scaled, working, zeros
+from tensorfact.factor._train_canonical import norm_of, restored, shifted
+from tensorfact.factor._train_ops import copied, dot, identity, namespace, ops_of, peak, permute, scaled, working, zeros
 from tensorfact.factor._tt_matrix import TTMatrix, factors
 from tensorfact.factor.low_rank import randomized_svd
 
@@ -147,8 +147,8 @@ def _sweep(
     cores.append(restored(xp.reshape(rest, (bond_left, sizes[-1], 1)), exponent, "w"))
     info = TrainInfo(
         path="+".join(dict.fromkeys(paths)) or "copy",
-        site_errors=tuple(math.ldexp(e, exponent) for e in errors),
-        norm=math.ldexp(math.sqrt(norm2), exponent),
+        site_errors=tuple(shifted(e, exponent) for e in errors),
+        norm=shifted(math.sqrt(norm2), exponent),
         data_reads=reads + 1,
         notes=tuple(dict.fromkeys(notes)),
     )
@@ -184,7 +184,7 @@ def _halved(result: TTMatrix, source: Source, exponent: int) -> TTMatrix:
     ops = ops_of(result.cores[0])
     cores = tuple(ops.to_half(core, source.result_dtype) for core in result.cores)
     stored = tuple(working(core) for core in cores)
-    if not all(math.isfinite(norm_of(core[0])) for core in stored):
+    if not all(math.isfinite(peak(core)) for core in stored):
         raise ValueError(f"the cores overflow {source.result_dtype}")
     matrix = TTMatrix(cores=(*stored[:-1], scaled(stored[-1], -exponent))).reconstruct(max_bytes=None)
     difference = matrix - source.array

@@ -17,7 +17,7 @@ def share_rebuilds(model: nn.Module, *, tokens: int | None = None) -> Iterator[N
 
     Layers of equal shape are one call. Gradients flow to the cores, so a training step may run several forward passes
     and the backward pass of their sum inside. The cores must not be changed inside: what they were at the start is
-    used.
+    used. A layer that is not called inside gets gradients of zero, not None.
 
     Parameters
     ----------

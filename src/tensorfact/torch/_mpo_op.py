@@ -32,10 +32,18 @@ def transforms_active() -> bool:
     return bool(_active()) or getattr(forward_ad, "_current_level", 0) >= 0
 
 
+def untrackable() -> bool:
+    """Whether something watches the operations, so that a weight kept from before would escape it."""
+    modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+    return (
+        torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or transforms_active() or modes() > 0
+    )
+
+
 def mpo_linear(x: Tensor, cores: Sequence[Tensor], bias: Tensor | None = None, path: planning.Path = "auto") -> Tensor:
     """Map (..., in) to (..., out) by the matrix product operator of `cores` (r, m, n, r'), plus `bias`."""
     plain = not x.dtype.is_floating_point
-    if plain or (not torch.compiler.is_compiling() and transforms_active()):
+    if plain or transforms_active():
         return reference(x, cores, bias, "left" if path == "chain" else "reconstruct")
     return torch.ops.tensorfact.mpo_linear.default(x, list(cores), bias, path)  # type: ignore[no-any-return]
 
@@ -45,7 +53,7 @@ def mpo_weights(members: Sequence[Sequence[Tensor]]) -> Tensor:
     order = len(members[0])
     flat = [core for cores in members for core in cores]
     plain = not flat[0].dtype.is_floating_point
-    if plain or (not torch.compiler.is_compiling() and transforms_active()):
+    if plain or transforms_active():
         return merge_all(_stacks(flat, order))[:, 0, :, :, 0]
     return torch.ops.tensorfact.mpo_weight.default(flat, order)  # type: ignore[no-any-return]
 
@@ -59,7 +67,7 @@ def plan_for(x: Tensor, cores: Sequence[Tensor], path: planning.Path, rebuilt: b
     """The plan for the tokens of `x`."""
     return planning.plan(
         sizes_of(cores),
-        x.numel() // max(1, x.shape[-1]),
+        int(x.numel() // max(1, x.shape[-1])),
         itemsize=x.element_size(),
         threads=torch.get_num_threads(),
         path=path,
@@ -102,6 +110,7 @@ def _linear(x: Tensor, cores: list[Tensor], bias: Tensor | None, path: planning.
         begin += count
     source = x.float() if x.dtype in _HALVES else x
     offset = bias.float() if bias is not None and bias.dtype in _HALVES else bias
+    _check_alike(source, [*merged, *(() if offset is None else (offset,))])
     core_module = compiled() if plan.how == "fused" else None
     if core_module is None or source.dtype not in _ALIGNED:
         return reference(source, merged, offset, plan.direction).to(x.dtype).contiguous()
@@ -125,7 +134,9 @@ def _linear(x: Tensor, cores: list[Tensor], bias: Tensor | None, path: planning.
 @_exact
 def _weight(flat: list[Tensor], order: int) -> Tensor:
     dtype = flat[0].dtype
-    stacks = _stacks([core.float() for core in flat] if dtype in _HALVES else flat, order)
+    wide = [core.float() for core in flat] if dtype in _HALVES else flat
+    _check_alike(wide[0], wide)
+    stacks = _stacks(wide, order)
     core_module = compiled() if stacks[0].device.type == "cpu" and stacks[0].dtype in _ALIGNED else None
     if core_module is None or order == 1:
         return merge_all(stacks)[:, 0, :, :, 0].to(dtype, copy=True, memory_format=torch.contiguous_format)
@@ -145,6 +156,16 @@ def _weight(flat: list[Tensor], order: int) -> Tensor:
         torch.get_num_threads(),
     )
     return weight.to(dtype)
+
+
+def _check_alike(source: Tensor, others: Sequence[Tensor]) -> None:
+    """The kernels take addresses, so a mixture must end here."""
+    for each in others:
+        if each.dtype != source.dtype or each.device != source.device:
+            raise RuntimeError(
+                f"x, cores and bias must share dtype and device, got {source.dtype} on {source.device} "
+                f"and {each.dtype} on {each.device}"
+            )
 
 
 def _linear_fake(x: Tensor, cores: list[Tensor], bias: Tensor | None, path: str) -> Tensor:

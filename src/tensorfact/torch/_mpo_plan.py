@@ -13,7 +13,7 @@ from itertools import combinations
 from typing import Literal
 
 from tensorfact import kernels
-from tensorfact.kernels.chain import vector_bytes
+from tensorfact.kernels.chain import MAX_SITES, vector_bytes
 
 Sizes = tuple[tuple[int, int, int, int], ...]  # (r, m, n, s) of each core
 Path = Literal["auto", "chain", "reconstruct"]
@@ -96,7 +96,7 @@ def _cheapest(
             merged = merged_sizes(sizes, groups)
             before = sum(merge_seconds(machine, sizes, groups, itemsize))
             for direction in ("left", "right"):
-                if fused:
+                if fused and len(groups) <= MAX_SITES:
                     seconds = before + fused_seconds(machine, merged, tokens, itemsize, threads, direction)
                     found.append(Plan("fused", direction, groups, seconds))
                 else:

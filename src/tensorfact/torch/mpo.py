@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensorfact.factor import balanced_shape, tt_matrix_svd, useful_ranks
 from tensorfact.torch._mpo_cache import DenseCache
-from tensorfact.torch._mpo_op import mpo_linear, mpo_weights, plan_for, sizes_of
+from tensorfact.torch._mpo_op import mpo_linear, mpo_weights, plan_for, sizes_of, untrackable
 from tensorfact.torch._mpo_plan import Path, Plan, plan
 
 
@@ -119,14 +119,16 @@ class MPOLinear(nn.Module):
             raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # as nn.Linear: all in the type of the region
             dtype = torch.get_autocast_dtype(x.device.type)
-            if x.dtype != torch.float64:
+            if x.dtype != torch.float64 and cores[0].dtype != torch.float64:
                 x, cores = x.to(dtype), [core.to(dtype) for core in cores]
                 bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != cores[0].dtype:
+        if x.dtype != cores[0].dtype:
             raise ValueError(f"x must be of the layer's dtype, {cores[0].dtype}, got {x.dtype}")
+        if x.device != cores[0].device:
+            raise ValueError(f"x must be on the layer's device, {cores[0].device}, got {x.device}")
         if self._shared is not None:
             return nn.functional.linear(x, self._shared.to(x.dtype), bias)
-        if not (self.training or torch.compiler.is_compiling()) and self.path != "chain":
+        if not (self.training or untrackable()) and self.path != "chain":
             parameters = list(self.cores)
             if self._dense.usable(parameters) and plan_for(x, cores, self.path, rebuilt=True).how == "reconstruct":
                 weight = self._dense.get(parameters, lambda: mpo_weights([parameters])[0])
@@ -136,7 +138,7 @@ class MPOLinear(nn.Module):
     def plan(self, tokens: int) -> Plan:
         """How a forward pass of `tokens` rows runs now: through the weight, or as a chain, from which end."""
         first = self.cores[0]
-        kept = not self.training and self.path != "chain" and self._dense.usable(list(self.cores))
+        kept = not (self.training or untrackable()) and self.path != "chain" and self._dense.usable(list(self.cores))
         return plan(
             sizes_of(list(self.cores)),
             tokens,
@@ -151,6 +153,15 @@ class MPOLinear(nn.Module):
         """Set the training mode; forgets the weight that evaluation kept."""
         self._dense.clear()
         return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the weight of `share_rebuilds`: a copy made inside has its own cores."""
+        return {**self.__dict__, "_shared": None}
+
+    def _replicate_for_data_parallel(self) -> Self:
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._dense, replica._shared = DenseCache(), None
+        return replica  # type: ignore[no-any-return]
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._dense.clear()
@@ -239,6 +250,9 @@ class MPOLinear(nn.Module):
         `device` and `dtype` default to those of the cores.
         """
         cores = [torch.asarray(core, copy=True) for core in matrix.cores]
+        useful = useful_ranks([core.shape[1] * core.shape[2] for core in cores], tuple(c.shape[3] for c in cores[:-1]))
+        if useful != tuple(core.shape[3] for core in cores[:-1]):
+            raise ValueError(f"matrix must have bonds of use, at most {useful}, got {matrix.ranks}; round it first")
         rows, cols = tuple(core.shape[1] for core in cores), tuple(core.shape[2] for core in cores)
         layer = cls(
             math.prod(cols),
