@@ -158,3 +158,14 @@ def test_a_tolerance_below_rounding_is_raised_and_noted():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((3, 4, 5)))
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(3e38, np.float32), (1.7e308, np.float64), (1000, np.float16)])
+def test_a_norm_beyond_the_dtype_is_refused(value, dtype):
+    with pytest.raises(ValueError, match="a must have a norm that fits its dtype"):
+        tt_svd(np.full((100, 100, 100), value, dtype), tol=0.1)
+
+
+def test_norms_of_tiny_data_are_right():
+    info = tt_svd(np.full((20, 20, 20), 1e-305), rank=1).info
+    assert info.norm == pytest.approx(1e-305 * 8000**0.5)

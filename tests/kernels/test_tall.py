@@ -166,3 +166,12 @@ def test_empty_matrices():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float64, 1e-162), (np.complex128, 1e-162), (np.float32, 3e-23)])
+def test_triangle_of_a_column_whose_squares_are_denormal(rung, dtype, scale):
+    y = np.random.default_rng(0).standard_normal((600, 8)).astype(dtype)
+    y[:, 0] *= scale
+    r = kernels.tall_triangle(y).astype(np.complex128)
+    gram = y.astype(np.complex128).conj().T @ y
+    assert np.linalg.norm(gram - r.conj().T @ r) <= 100 * np.finfo(dtype).eps * np.linalg.norm(gram)

@@ -166,14 +166,14 @@ def test_training_keeps_nothing_and_copies_are_empty(rebuilds: list[int]) -> Non
     x = torch.randn(5, 24)
     with torch.no_grad():
         layer(x)
-    assert layer._dense._weight is None
+    assert layer._dense._state is None
     with torch.no_grad():
         layer.eval()(x)
-    assert layer._dense._weight is not None
-    assert copy.deepcopy(layer)._dense._weight is None
-    assert pickle.loads(pickle.dumps(layer))._dense._weight is None
+    assert layer._dense._state is not None
+    assert copy.deepcopy(layer)._dense._state is None
+    assert pickle.loads(pickle.dumps(layer))._dense._state is None
     assert set(layer.state_dict()) == {"bias", "cores.0", "cores.1"}
-    assert layer.train()._dense._weight is None
+    assert layer.train()._dense._state is None
 
 
 class Model(nn.Module):
@@ -224,3 +224,24 @@ def test_sharing_ends_with_the_block_even_by_an_error_and_may_be_nested() -> Non
         fail()
     assert model.other._shared is None
     assert copy.deepcopy(model).other._shared is None
+
+
+def test_another_device_or_dtype_is_refused():
+    layer = MPOLinear(64, 64, rank=2, device="meta")
+    with pytest.raises(ValueError, match="x must be on the layer's device"):
+        layer(torch.ones(4, 64))
+    mixed = MPOLinear(64, 64, rank=2, path="chain")
+    mixed.bias = torch.nn.Parameter(mixed.bias.detach().double())
+    with pytest.raises(RuntimeError, match="must share dtype and device"):
+        mixed(torch.ones(4, 64))
+
+
+def test_copies_made_while_weights_are_shared_have_their_own():
+    layer = MPOLinear(16, 16, rank=2)
+    with torch.no_grad(), share_rebuilds(layer):
+        copied = copy.deepcopy(layer)
+    before = copied(torch.ones(1, 16))
+    with torch.no_grad():
+        copied.cores[0].mul_(2)
+        copied.bias.mul_(2)
+    torch.testing.assert_close(copied(torch.ones(1, 16)), 2 * before)
