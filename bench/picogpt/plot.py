@@ -10,11 +10,12 @@ from bench.picogpt.arms import BONDS, COUNTS
 from bench.picogpt.page import BAR, at_end, dense_accuracy, runs_of
 
 INK, FAINT = "#222222", "#888888"
-SERIES = {  # label: family, colour, marker, dashed
-    "MPO from scratch": ("mpo", "#0b6fb8", "o", "-"),
-    "MPO of the trained model, tuned": ("svd", "#d1495b", "s", "-"),
-    "low-rank of the trained model, tuned": ("lowrank", "#e0a100", "^", "-"),
-    "narrower dense from scratch": ("narrow", "#3a8f5c", "D", "-"),
+SERIES = {  # label: arm by bond, colour, marker, line
+    "MPO from scratch": ("mpo{}", "#0b6fb8", "o", "-"),
+    "MPO from scratch, learning rates scaled": ("mpo{}-scaled", "#5a3fa0", "P", "-"),
+    "MPO of the trained model, tuned": ("svd{}", "#d1495b", "s", "-"),
+    "low-rank of the trained model, tuned": ("lowrank{}", "#e0a100", "^", "-"),
+    "narrower dense from scratch": ("narrow{}", "#3a8f5c", "D", "-"),
 }
 
 
@@ -27,7 +28,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for label, (family, colour, marker, line) in SERIES.items():
-        points = [(bond, runs_of(result, f"{family}{bond}")) for bond in BONDS]
+        points = [(bond, runs_of(result, family.format(bond))) for bond in BONDS]
         points = [(bond, runs) for bond, runs in points if runs]
         if not points:
             continue
@@ -35,7 +36,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
         y = [100 * mean(at_end(runs, "accuracy")) for _, runs in points]
         bars = [100 * stdev(at_end(runs, "accuracy")) if len(runs) > 1 else 0.0 for _, runs in points]
         axes.errorbar(x, y, bars, color=colour, marker=marker, ls=line, lw=1.8, ms=6, capsize=3, label=label)
-        if family in ("svd", "lowrank"):
+        if family in ("svd{}", "lowrank{}"):
             raw = [100 * runs[0]["validation"][0]["accuracy"] for _, runs in points]
             axes.plot(
                 x, raw, color=colour, marker=marker, ls=":", lw=1.4, ms=5, mfc="white", label=f"{label[:-5]}not tuned"
