@@ -245,3 +245,23 @@ def test_copies_made_while_weights_are_shared_have_their_own():
         copied.cores[0].mul_(2)
         copied.bias.mul_(2)
     torch.testing.assert_close(copied(torch.ones(1, 16)), 2 * before)
+
+
+# PyTorch loads its own forward rules through a function that it calls deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_forward_differentiation_inside_a_compiled_function_is_no_zero():
+    layer, x = MPOLinear(64, 64, rank=2, bias=False), torch.randn(3, 64)
+    run = torch.compile(lambda x: torch.func.jvp(layer, (x,), (x,))[1], backend="aot_eager")
+    torch.testing.assert_close(run(x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_kept_weight_stays_out_of_transforms_of_the_cores():
+    layer, x = MPOLinear(16, 16, rank=2, path="reconstruct").eval().requires_grad_(False), torch.randn(3, 16)
+    expected = layer(x)
+    parameters = dict(layer.named_parameters())
+    twice = {name: 2 * value for name, value in parameters.items()}
+    called = torch.fx.experimental.proxy_tensor.make_fx(lambda p, x: torch.func.functional_call(layer, p, (x,)))
+    torch.testing.assert_close(
+        called(parameters, x)(twice, x), torch.func.functional_call(layer, twice, (x,)), rtol=1e-4, atol=1e-5
+    )
+    assert not torch.allclose(called(parameters, x)(twice, x), expected)
