@@ -13,6 +13,7 @@ void bind_chain(py::module_& m);
 void bind_dense(py::module_& m);
 void bind_tall(py::module_& m);
 void bind_spline(py::module_& m);
+void bind_sparse(py::module_& m);
 
 namespace {
 
@@ -51,4 +52,5 @@ PYBIND11_MODULE(TENSORFACT_MODULE, m, pybind11::mod_gil_not_used()) {
     bind::bind_dense(m);
     bind::bind_tall(m);
     bind::bind_spline(m);
+    bind::bind_sparse(m);
 }

@@ -56,3 +56,4 @@ spline_uniform = _module.spline_uniform
 spline_values = _module.spline_values
 spline_gram = _module.spline_gram
 spline_solve = _module.spline_solve
+sparse_product = _module.sparse_product

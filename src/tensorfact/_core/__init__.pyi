@@ -83,3 +83,13 @@ def spline_gram(
     nthreads: int,
 ) -> None: ...
 def spline_solve(band: NDArray[np.float64], rhs: NDArray[np.float64], branches: int, nthreads: int) -> float: ...
+def sparse_product(
+    x: NDArray[_R],
+    values: NDArray[_R],
+    rows: NDArray[np.uint8],
+    columns: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    bias: NDArray[_R],
+    y: NDArray[_R],
+    nthreads: int,
+) -> None: ...
