@@ -34,7 +34,7 @@ def _sparse_product(
             continue
         first = i // (windows * 16) * 128
         for c in range(4):
-            column = i // 16 % windows * 64 + columns[0, 4 * i + c]
+            column = i // 16 % windows * 64 + np.int64(columns[0, 4 * i + c])
             if column >= n:
                 continue
             row = rows[0, begin + c : end : 4].astype(np.int64)
@@ -95,6 +95,7 @@ class SparsePlan:
         return out
 
     def __repr__(self) -> str:
+        """Size, type and density."""
         return f"SparsePlan({self.shape[0]}x{self.shape[1]}, {self.dtype}, density={self.density:.4g})"
 
 
@@ -177,18 +178,26 @@ def pack_sparse(v: ArrayLike, mask: ArrayLike | None = None, /, *, dtype: DTypeL
 def sparse_path(tokens: int, plan: SparsePlan, /) -> Literal["sparse", "dense"]:
     """Which way `sparse_product` takes for so many rows of x: that which was the faster one when measured.
 
+    The sparse one up to about half of the entries for 8 rows and more; sooner dense where k or n is below a few
+    hundred; for one to three rows, where both only read V, a tenth. Always dense without the compiled kernel.
+
     Examples
     --------
     >>> sparse_path(4096, pack_sparse(np.eye(3)))
     'dense'
     """
-    if _dispatch.active() != "cpp":
+    k, n = plan.shape
+    if _dispatch.active() != "cpp" or not k or not n:
         return "dense"
-    return "sparse" if plan.density <= _break_even(tokens) else "dense"
-
-
-def _break_even(tokens: int) -> float:
-    return 0.5 if tokens else 0.5
+    if tokens < 4:
+        limit = 0.1 if k * n >= 1 << 20 else 0.0
+    elif tokens < 8:
+        limit = 0.3 if k * n >= 1 << 19 else 0.0
+    else:
+        # In times of the dense product: 1.3 an entry, 0.09 for sums that come and go with each block of rows, 53 / k
+        # and 27 / n for what is transposed and written.
+        limit = (0.76 - 53 / k - 27 / n) / 1.32
+    return "sparse" if plan.density <= limit else "dense"
 
 
 def sparse_product(
@@ -265,7 +274,10 @@ def sparse_product(
         arrays = plan.values, plan.rows, plan.columns, plan.starts
         _sparse_product(rows, *arrays, offset, result, checked_threads(workers))
     else:
-        matmul(rows, plan.dense, out=result)
+        if rows.shape[0] == 1:
+            np.dot(rows[0], plan.dense, out=result[0])  # a GEMM would first copy V
+        else:
+            matmul(rows, plan.dense, out=result)
         if bias is not None:
             result += offset
     return result
