@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Plan:
     device: str = "cpu"
     width: int | None = None
     steps: int | None = None
-    small: bool = False  # layers of a few features: for tests
+    changes: Mapping[str, Any] = field(default_factory=dict)  # of the protocol
 
     def protocol(self, task: Task, examples: int) -> Protocol:
         """How a model of a task is trained, with so many texts."""
@@ -57,7 +57,7 @@ class Plan:
                 evaluate_every=epoch,
                 save_every=500,
             )
-        return replace(found, vocabulary=400, length=16, width=16, save_every=2) if self.small else found
+        return replace(found, **self.changes)
 
     def data(self, task: Task) -> Data:
         """The texts of a task."""
