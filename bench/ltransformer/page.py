@@ -160,7 +160,7 @@ def speed(result: Result) -> list[str]:
         base = found["rates"]["std"]
         lines += [
             f"{TITLES[task]}, width {width}, {found['device']}, one thread, texts of full length; medians of "
-            "interleaved rounds. Training is a whole step with its optimiser; memory is what a model, its optimiser and "
+            "interleaved rounds. Training is a whole step with its optimiser; memory is what a model, optimiser and "
             "two steps add to a process.",
             "",
             "| encoder | training, tokens/s | of dense | reading, tokens/s | of dense | memory, MB |",

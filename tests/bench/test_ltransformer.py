@@ -128,7 +128,11 @@ def test_the_test_set_is_seen_by_the_checkpoint_that_validation_chose(plan):
 
 
 def test_it_learns(plan):
-    plan = replace(plan, steps=60, changes={**SMALL, "dropout": 0.0, "attention_dropout": 0.0, "lr": 5e-3})
+    plan = replace(
+        plan,
+        steps=120,
+        changes={**SMALL, "dropout": 0.0, "attention_dropout": 0.0, "lr": 1e-2, "evaluate_every": 60, "save_every": 60},
+    )
     log = runs.run(plan, ("imdb", "t4-dct", 1), plan.data(IMDB))
     assert sum(log["train"][:10]) / 10 > 0.6
     assert sum(log["train"][-10:]) / 10 < 0.3
