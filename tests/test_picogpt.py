@@ -15,7 +15,6 @@ pytest.importorskip("safetensors")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench import resumable  # noqa: E402
 from bench.picogpt import arms, data, measures, page, plot, report, runs, training  # noqa: E402
 from bench.picogpt.__main__ import main, parser  # noqa: E402
 from bench.picogpt.arms import BONDS, COUNTS, EVERYTHING, Arm  # noqa: E402
@@ -23,6 +22,8 @@ from bench.picogpt.data import Corpus  # noqa: E402
 from bench.picogpt.model import PicoGPT, Size, count, sinusoids  # noqa: E402
 from bench.picogpt.runs import Plan  # noqa: E402
 from bench.picogpt.training import Protocol, Trainer  # noqa: E402
+
+from bench import resumable  # noqa: E402
 
 SHORT = Protocol(steps=5, batch=2, warmup=1, lr=3e-3, evaluate_every=3, save_every=2, chunk=1)
 
