@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.exit("a run failed: see above; the finished ones are kept")
     from bench.ltransformer import report
 
-    report.write(plan, speed=options.speed)
+    report.write(plan, speed=options.tasks if options.speed else ())
 
 
 if __name__ == "__main__":

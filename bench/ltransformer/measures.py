@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +58,9 @@ def speeds(task: str, protocol: Protocol, device: str = "cpu", rounds: int = 5) 
         routines[f"{name} read"] = reader(made)
     tokens = protocol.batch * protocol.length
     found = timing.interleaved(routines, rounds, budget=90)
-    return {name: {what: tokens / median(found[f"{name} {what}"]) for what in ("train", "read")} for name in ARMS}
+    return {
+        name: {what: round(tokens / median(found[f"{name} {what}"])) for what in ("train", "read")} for name in ARMS
+    }
 
 
 def memory(task: str, name: str, protocol: Protocol, device: str) -> dict[str, float]:
@@ -79,7 +80,9 @@ def memory(task: str, name: str, protocol: Protocol, device: str) -> dict[str, f
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    """Megabytes that this process held at most (getrusage would answer with those of the one that started it)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def memories(task: str, device: str, protocol: Protocol) -> dict[str, float]:
@@ -89,7 +92,7 @@ def memories(task: str, device: str, protocol: Protocol) -> dict[str, float]:
     for name in ARMS:
         order = [sys.executable, "-m", "bench.ltransformer.measures", task, name, device, json.dumps(protocol.plain())]
         answer = subprocess.run(order, capture_output=True, text=True, check=True, cwd=root)
-        found[name] = json.loads(answer.stdout)["mb"]
+        found[name] = round(json.loads(answer.stdout)["mb"])
     return found
 
 

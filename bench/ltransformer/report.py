@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -49,23 +50,24 @@ def condensed(log: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def write(plan: Plan, *, speed: bool = False) -> None:
-    """Write ``bench/results/ltransformer.json``, ``docs/ltransformer.md`` and ``docs/ltransformer.png``."""
+def write(plan: Plan, *, speed: Sequence[str] = ()) -> None:
+    """Write ``bench/results/ltransformer.json``, ``docs/ltransformer.md`` and ``docs/ltransformer.png``.
+
+    ``speed`` names the tasks whose models are timed and weighed, now.
+    """
     result = timing.load("ltransformer")
     found = collect(plan.out)
     if found:
         result["runs"] = found
         result["expected"] = runs.wanted(Plan(plan.out), list(TASKS), None, runs.SEEDS)
     result["environment"] = timing.environment("torch", "tokenizers") | {"load": None}
-    if speed:
-        result.setdefault("speed", {})
-        for task in TASKS.values():
-            protocol = plan.protocol(task, 10_000)
-            result["speed"][f"{task.name} {plan.width or task.width}"] = {
-                "device": plan.device,
-                "rates": measures.speeds(task.name, protocol, plan.device),
-                "memory": measures.memories(task.name, plan.device, protocol),
-            }
+    for task in map(TASKS.__getitem__, speed):
+        protocol = plan.protocol(task, 10_000)
+        result.setdefault("speed", {})[f"{task.name} {plan.width or task.width}"] = {
+            "device": plan.device,
+            "rates": measures.speeds(task.name, protocol, plan.device),
+            "memory": measures.memories(task.name, plan.device, protocol),
+        }
     render(timing.save("ltransformer", result))
 
 

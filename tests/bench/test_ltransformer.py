@@ -324,6 +324,7 @@ def test_speeds_and_memory(monkeypatch):
     assert set(found) == {"std", "t4-dct"}
     assert all(rate > 0 for row in found.values() for rate in row.values())
     assert measures.memory("imdb", "t4-dct", protocol, "cpu")["mb"] >= 0
+    assert measures.memories("imdb", "cpu", protocol)["std"] > 1  # in a process of its own
 
 
 def test_page_is_generated_from_the_results():
