@@ -33,7 +33,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
             x = size * 1.06**turn
             colour = COLOURS.get(arm, "#888888")
             axes.plot([x] * len(y), y, "o", color=colour, ms=4, alpha=0.5, mec="none")
-            axes.plot([x], [mean(y)], "_", color=colour, ms=15, mew=2.5, label=label(arm))
+            axes.plot([x], [mean(y)], "_", color=colour, ms=15, mew=2.5, label=label(arm).replace("`", ""))
         axes.set_xscale("log")
         sizes = sorted({finished(runs, arm)[0]["parameters"]["encoder"] for arm in arms})
         low, high = sizes[0] / 1.25, sizes[-1] * 1.4
@@ -46,7 +46,6 @@ def draw(result: dict[str, Any], file: Path) -> None:
         axes.set_ylabel("test accuracy, %")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(
-            frameon=False, fontsize=7.5, loc="best", title="dash: mean over seeds, dots: seeds", title_fontsize=7
-        )
+        box = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2, "frameon": False}
+        axes.legend(**box, fontsize=7.5, title="dash: mean over seeds, dots: seeds", title_fontsize=7)
     figure.savefig(file, metadata={"Software": None})
