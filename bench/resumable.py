@@ -18,10 +18,14 @@ from torch import Tensor
 Log = dict[str, Any]
 
 
-def quiet_torch(threads: int) -> None:
-    """Settings of a worker: its threads, and no switch that would change bits from run to run."""
+def quiet_torch(threads: int, device: str = "cpu") -> None:
+    """Settings of a worker: its threads, and no switch that would change bits from run to run.
+
+    On a GPU some gradients of attention have no such form: PyTorch then warns, and bits may differ.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=device != "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step, for memory that nobody reads
 
 

@@ -11,7 +11,8 @@ Arms: std (PyTorch's encoder), shallow and narrow (smaller ones of T4's size), t
 of dct, identity, random; behind it -standard, -exponential, -harmonic, -learnable, -nopos (positions; none: linear) or
 -own (a control with the positions of the formula in its own domain), then -ln (norms in the transform domain).
 
-A run is killed and resumed at will; with one thread a job, results have the same bits however often that happened.
+A run is killed and resumed at will; on a CPU with one thread a job, results have the same bits however often that
+happened.
 """
 
 from __future__ import annotations

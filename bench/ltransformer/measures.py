@@ -48,7 +48,7 @@ def reader(made: Trainer) -> Any:
 
 def speeds(task: str, protocol: Protocol, device: str = "cpu", rounds: int = 5) -> dict[str, dict[str, float]]:
     """Median tokens a second of whole training steps (optimiser included) and of reading, all kinds interleaved."""
-    quiet_torch(1)
+    quiet_torch(1, device)
     torch.manual_seed(0)
     routines: dict[str, Any] = {}
     for name in ARMS:
@@ -65,7 +65,7 @@ def speeds(task: str, protocol: Protocol, device: str = "cpu", rounds: int = 5) 
 
 def memory(task: str, name: str, protocol: Protocol, device: str) -> dict[str, float]:
     """Megabytes that a model, its optimiser and two training steps take: of this process, which must be a fresh one."""
-    quiet_torch(1)
+    quiet_torch(1, device)
     if device == "cuda":
         made = trainer(task, name, protocol, device)
         torch.cuda.reset_peak_memory_stats()

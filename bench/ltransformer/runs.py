@@ -105,7 +105,7 @@ def work(plan: Plan, threads: int, jobs: Iterator[Job], position: int) -> None:
     """Run jobs, one after the other, each under a progress bar."""
     from tqdm import tqdm
 
-    resumable.quiet_torch(threads)
+    resumable.quiet_torch(threads, plan.device)
     texts: dict[str, Any] = {}
     for job in jobs:
         if job[0] not in texts:
