@@ -20,12 +20,13 @@ SPAN = 50  # steps whose mean training loss is kept
 
 def collect(folder: Path) -> list[dict[str, Any]]:
     """Condensed logs of the runs in a folder, unfinished ones included, in the order of tasks and arms."""
+    logs = map(resumable.stored_log, folder.glob("*-seed*.safetensors"))
+    return ordered([condensed(log) for log in logs if log is not None and "arm" in log])  # not the best checkpoints
+
+
+def ordered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs in the order of protocols, tasks, widths and arms."""
     names = {name: index for index, name in enumerate(EVERYTHING)}
-    found = []
-    for file in folder.glob("*-seed*.safetensors"):
-        log = resumable.stored_log(file)
-        if log is not None and "arm" in log:  # not a best checkpoint
-            found.append(condensed(log))
     return sorted(
         found,
         key=lambda run: (
@@ -57,8 +58,10 @@ def write(plan: Plan, *, speed: Sequence[str] = ()) -> None:
     """
     result = timing.load("ltransformer")
     found = collect(plan.out)
-    if found:
-        result["runs"] = found
+    if found:  # what another folder holds, of another protocol or width, stays
+        ours = {(run["kind"], run["task"], run["width"]) for run in found}
+        kept = [r for r in result.get("runs", []) if (r["kind"], r["task"], r["width"]) not in ours]
+        result["runs"] = ordered(kept + found)
         result["expected"] = runs.wanted(Plan(plan.out), list(TASKS), None, runs.SEEDS)
     result["environment"] = timing.environment("torch", "tokenizers") | {"load": None}
     for task in map(TASKS.__getitem__, speed):

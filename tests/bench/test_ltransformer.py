@@ -298,6 +298,11 @@ def test_report_of_short_runs(plan, tmp_path_factory, monkeypatch):
     )
     assert "* IMDB, `t4-random`, seed 1: stands at step 2 of 6" in written
     assert (place / "ltransformer.png").read_bytes().startswith(b"\x89PNG")
+    wide = replace(plan, out=tmp_path_factory.mktemp("wide"), changes={**SMALL, "width": 32})
+    runs.run(wide, ("imdb", "std", 1), wide.data(IMDB))
+    main(["--report", "--out", str(wide.out)])  # what the first folder held stays
+    result = json.loads((place / "ltransformer.json").read_text())
+    assert [run["width"] for run in result["runs"]] == [16] * 6 + [32]
 
 
 def kill_at_three(step, loss):
