@@ -131,6 +131,16 @@ class Flow:
                     found[f"{prefix}.{name}"] = parameter
         return found
 
+    def keep_biases(self, biases: Mapping[str, Any], suffix: str) -> None:
+        """Put the biases that linear modules had, by module name, into those that have taken their places."""
+        import torch
+
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name, bias in biases.items():
+                if f"{name}.{suffix}" in state:  # else the method has a use of its own for it
+                    state[f"{name}.{suffix}"].copy_(bias)
+
     def fill(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Put stored arrays, given as numbers under their full names, into the model."""
         import torch
