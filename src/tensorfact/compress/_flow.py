@@ -28,7 +28,13 @@ __all__ = ["Flow", "open_model"]
 
 def open_model(directory: Path, device: str) -> Any:
     """Load a checkpoint in float32, to be looked at and changed in place."""
-    model = load_dense(directory).to(device)
+    try:
+        model = load_dense(directory).to(device)
+    except Exception as error:  # whatever transformers and the files have to say
+        raise ValueError(
+            f"calibration needs a model that loads, {str(directory)!r} does not: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
     model.config.use_cache = False  # a cache would pass from block to block and grow
     return model.requires_grad_(False)
 
