@@ -258,7 +258,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(dense: Any, tmp_path: 
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818
     pass
 
 
@@ -304,8 +304,14 @@ def test_two_runs_for_one_target_do_not_mix(dense: Any, tmp_path: Path) -> None:
 def test_gram_matrices_against_an_oracle_in_one_pass_and_in_many(dense: Any, tmp_path: Path) -> None:
     model = open_model(dense("bert"), "cpu")
     data = open_calibration(batches("bert"), dense("bert"), model)
-    layers = [f"encoder.layer.{i}.{part}" for i in range(2) for part in (
-        "attention.self.query", "attention.self.key", "attention.output.dense", "intermediate.dense", "output.dense")]  # fmt: skip
+    parts = (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    )
+    layers = [f"encoder.layer.{i}.{part}" for i in range(2) for part in parts]
     names = module_names(model, layers)
     found = []
     for number, limit in enumerate((1 << 30, 1)):

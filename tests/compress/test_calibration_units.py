@@ -191,7 +191,7 @@ def test_a_shared_array_is_stored_and_counted_once(small: tuple[Path, Any]) -> N
 
 
 def test_it_is_one_parameter_after_loading_and_saving(small: tuple[Path, Any], tmp_path: Path) -> None:
-    out, report = small
+    out, _ = small
     model = tc.load(out)
     layers = [m for m in model.modules() if isinstance(m, SharedLinear)]
     assert len(layers) == 6

@@ -47,7 +47,7 @@ class State:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the directory after success, and where it is of no use: nothing in it yet, or input that is refused."""
+        """Remove the directory after success, and where it is of no use: empty, or the input was refused."""
         if error is None or isinstance(error, ValueError) or not any(self.directory.glob("*.np[yz]")):
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
