@@ -16,7 +16,9 @@ import scipy.linalg
 
 from tensorfact.compress._budget import BudgetOptions, Menu, is_positive_int, share_budget
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
+from tensorfact.compress._units import Evidence, FactoredUnit, PerWeight, Unit
 from tensorfact.factor.low_rank import randomized_svd, singular_values
+from tensorfact.factor.whitened import whitened_singular_values, whitened_svd
 
 __all__ = ["LowRankMethod", "break_even"]
 
@@ -47,6 +49,9 @@ class LowRankMethod(BudgetOptions):
         As in `tensorfact.randomized_svd`.
     split : {"sqrt", "left", "right"}
         Which factor takes the singular values; ``"sqrt"`` shares them, so that 16-bit types lose least.
+    whiten : bool
+        With calibration data, share the budget by what is lost of the outputs, and lose least of those; false does
+        both for the weights themselves, and leaves the data to the refinement.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -60,6 +65,7 @@ class LowRankMethod(BudgetOptions):
     n_iter: int | Literal["auto"] = "auto"
     n_oversamples: int | Literal["auto"] = "auto"
     split: Literal["sqrt", "left", "right"] = "sqrt"
+    whiten: bool = True
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -70,6 +76,8 @@ class LowRankMethod(BudgetOptions):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if not isinstance(self.whiten, bool):
+            raise ValueError(f"whiten must be true or false, got {self.whiten!r}")
         for pattern, rank in self.rank_pattern.items():
             if not is_positive_int(rank):
                 raise ValueError(f"rank_pattern must map names to ranks >= 1, got {pattern!r}: {rank!r}")
@@ -77,6 +85,12 @@ class LowRankMethod(BudgetOptions):
     def analyse(self, weight: npt.NDArray[Any], /) -> npt.NDArray[np.float64]:
         """Return all singular values, descending."""
         return np.asarray(singular_values(weight), dtype=np.float64)
+
+    def analyse_with(self, layer: Layer, weight: npt.NDArray[Any], evidence: Evidence, /) -> npt.NDArray[np.float64]:
+        """Return all singular values of the weight on its inputs: what a rank loses of the outputs."""
+        if not self.whiten or not evidence.count(layer.name):
+            return self.analyse(weight)
+        return whitened_singular_values(weight, evidence.gram(layer.name))
 
     def spectrum(self, analysis: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
         """Return the singular values."""
@@ -108,6 +122,30 @@ class LowRankMethod(BudgetOptions):
             result.info.path,
             np.asarray(result.s, dtype=np.float64),
             tuple(result.info.notes),
+        )
+
+    def factor_unit(
+        self,
+        unit: Unit,
+        weights: Mapping[str, npt.NDArray[Any]],
+        ranks: Mapping[str, Rank],
+        /,
+        *,
+        rng: np.random.Generator,
+        evidence: Evidence | None,
+    ) -> FactoredUnit:
+        """Return the factors that lose least of the outputs on the calibration data, if there are some."""
+        (layer,) = unit.layers
+        if evidence is None or not self.whiten or not evidence.count(layer.name):
+            # not super(): a dataclass with slots is another class than the one that its methods were made in
+            return PerWeight.factor_unit(self, unit, weights, ranks, rng=rng, evidence=evidence)
+        made = whitened_svd(weights[layer.name], evidence.gram(layer.name), rank=_int(ranks[layer.name]))
+        left, right = made.factors(split=self.split)
+        return FactoredUnit(
+            {f"{layer.name}.down.weight": right, f"{layer.name}.up.weight": left},
+            {layer.name: made.weight_error},
+            f"whitened-{made.path}",
+            {layer.name: np.asarray(made.s, dtype=np.float64)},
         )
 
     def _exact(self, weight: npt.NDArray[Any], rank: int) -> Factored:
