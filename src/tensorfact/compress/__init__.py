@@ -9,6 +9,7 @@ from __future__ import annotations
 from tensorfact.compress._method import Method, methods, register
 from tensorfact.compress.checkpoint import CheckpointError
 from tensorfact.compress.dense import to_dense
+from tensorfact.compress.fips import FipsMethod
 from tensorfact.compress.huggingface import register as _register_with_transformers
 from tensorfact.compress.lowrank import LowRankMethod
 from tensorfact.compress.mpo import MPOMethod
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "DenseRecord",
     "Fidelity",
+    "FipsMethod",
     "Latency",
     "LayerRecord",
     "LowRankMethod",

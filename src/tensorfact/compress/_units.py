@@ -107,6 +107,10 @@ class PerWeight:
     stored_types: ClassVar[Mapping[str, str]] = {}
     alone: ClassVar[bool] = True
 
+    def wanted(self, name: str, shape: tuple[int, int], /) -> str:
+        """Return nothing: every linear weight is a target where the user names none."""
+        return ""
+
     def units(self: Any, layers: Sequence[Layer], /) -> tuple[Unit, ...]:
         """Return one unit a layer."""
         return tuple(Unit(layer.name, (layer,)) for layer in layers)

@@ -17,19 +17,19 @@ _SHORT = 1 << 16  # columns that a 16-bit index reaches
 
 
 def pack_bits(mask: npt.ArrayLike, /) -> npt.NDArray[np.uint8]:
-    """Bits of a mask in C order, eight to a byte, the first one lowest; the last byte is filled with zeros."""
-    return np.packbits(np.asarray(mask, dtype=bool).ravel(), bitorder="little")
+    """Bits (ceil(r / 8), n) of a mask (r, n): eight rows to a byte, the first one lowest, the last byte padded."""
+    return np.packbits(np.asarray(mask, dtype=bool), axis=0, bitorder="little")
 
 
-def unpack_bits(bits: npt.NDArray[np.uint8], shape: tuple[int, int], /) -> npt.NDArray[np.bool_]:
-    """The mask (r, n) of :func:`pack_bits`."""
-    return np.unpackbits(bits, count=math.prod(shape), bitorder="little").astype(bool).reshape(shape)
+def unpack_bits(bits: npt.NDArray[np.uint8], rows: int, /) -> npt.NDArray[np.bool_]:
+    """The mask (rows, n) of :func:`pack_bits`."""
+    return np.unpackbits(bits, axis=0, count=rows, bitorder="little").astype(bool)
 
 
 def code_bytes(shape: tuple[int, int], kept: int, itemsize: int, form: Format) -> int:
     """Bytes of codes of `shape` with `kept` values of `itemsize` bytes."""
     if form == "bitmask":
-        return kept * itemsize + (math.prod(shape) + 7) // 8
+        return kept * itemsize + (shape[0] + 7) // 8 * shape[1]
     return kept * (itemsize + (2 if shape[1] <= _SHORT else 4)) + 4 * (shape[0] + 1)
 
 
@@ -43,8 +43,8 @@ class SparseCodes:
         Rows and columns.
     values : array (k,)
         The entries that are kept, row after row; a kept entry may be zero.
-    mask : uint8 array (ceil(r n / 8),), optional
-        One bit a place in C order, lowest first (format "bitmask").
+    mask : uint8 array (ceil(r / 8), n), optional
+        One bit a place, eight rows to a byte, the first one lowest (format "bitmask").
     indices : uint16 or uint32 array (k,), optional
         Column of each value (format "csr").
     pointers : uint32 array (r + 1,), optional
@@ -60,12 +60,10 @@ class SparseCodes:
     def __post_init__(self) -> None:
         kept = len(self.values)
         if self.mask is not None:
-            expected = (math.prod(self.shape) + 7) // 8
-            if self.mask.shape != (expected,) or self.mask.dtype != np.uint8:
-                raise ValueError(
-                    f"mask must hold {expected} bytes for shape {self.shape}, got {self.mask.dtype} {self.mask.shape}"
-                )
-            count = int(np.count_nonzero(unpack_bits(self.mask, self.shape)))
+            expected = (self.shape[0] + 7) // 8, self.shape[1]
+            if self.mask.shape != expected or self.mask.dtype != np.uint8:
+                raise ValueError(f"mask must hold uint8 {expected}, got {self.mask.dtype} {self.mask.shape}")
+            count = int(np.count_nonzero(unpack_bits(self.mask, self.shape[0])))
         elif self.indices is not None and self.pointers is not None:
             if self.pointers.shape != (self.shape[0] + 1,) or np.any(np.diff(self.pointers.astype(np.int64)) < 0):
                 raise ValueError(f"pointers must rise over {self.shape[0] + 1} places, got {self.pointers}")
@@ -117,7 +115,7 @@ class SparseCodes:
     def kept(self) -> npt.NDArray[np.bool_]:
         """The mask (r, n), true where a value is stored."""
         if self.mask is not None:
-            return unpack_bits(self.mask, self.shape)
+            return unpack_bits(self.mask, self.shape[0])
         assert self.indices is not None
         assert self.pointers is not None
         mask = np.zeros(self.shape, dtype=bool)

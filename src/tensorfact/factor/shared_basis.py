@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from tensorfact.factor._shared_refit import Member, loss, refit_basis, refit_cod
 from tensorfact.factor._shared_result import SharedBasis, SharedBasisInfo
 from tensorfact.factor.low_rank import randomized_svd
 
-__all__ = ["shared_basis"]
+__all__ = ["fit_shared", "shared_basis", "short_first", "svd_start"]
 
 _STEPS = 4  # of conjugate gradients in each half of a sweep
 _PADDED_SCALE = 32.0  # FiPS: rows of codes for the columns that are still zero are this much smaller
@@ -123,34 +124,45 @@ def shared_basis(
     columns = None if rank is None else check_count("rank", rank, 1, sum(widths))
     zeros = None if sparsity == "auto" else check_fraction("sparsity", sparsity, 0.0, 1.0)
     shares = _shares(short, widths, param_ratio, zeros, columns, dtype.itemsize, budget, format)
-    members = _members(arrays, turned, grams)
+    return fit_shared(arrays, turned, shares, grams, sweeps=count, rng=np.random.default_rng(rng))
 
-    wide = np.concatenate([member.target for member in members], axis=1)
-    path, basis, codes = _start(wide, min(shares.rank, short), np.random.default_rng(rng))
-    basis, codes = _padded(basis, codes, shares.rank)
-    parts = np.split(codes, np.cumsum(widths)[:-1], axis=1)
+
+def fit_shared(
+    arrays: Sequence[Matrix],
+    turned: Sequence[bool],
+    shares: Shares,
+    grams: Sequence[Any] | None,
+    *,
+    sweeps: int,
+    rng: np.random.Generator,
+) -> SharedBasis:
+    """Do the work of `shared_basis` for checked matrices of one dtype and short side."""
+    short, dtype = min(arrays[0].shape), arrays[0].dtype
+    members = _members(arrays, turned, grams)
+    path, basis, parts = svd_start([member.target for member in members], shares.rank, rng)
     total = sum(m.weight * m.norm2(m.target) for m in members) or 1.0
     masks = top([np.abs(part) * np.sqrt(m.weight) for part, m in zip(parts, members, strict=True)], shares.kept)
     first = [part * mask for part, mask in zip(parts, masks, strict=True)]
-    start = loss(basis, first, members)
-    if count:
-        found, values, swept = _sweep(basis, parts, members, shares.kept, count)
-        if loss(found, values, members) <= start:  # a basis that is cut hard may do better without
-            basis, first, masks = found, values, swept
+    start = final = loss(basis, first, members)
+    if sweeps:
+        found, values, swept = _sweep(basis, parts, members, shares.kept, sweeps)
+        swept_loss = loss(found, values, members)
+        if swept_loss <= start:  # a basis that is cut hard may do better without
+            basis, first, masks, final = found, values, swept, swept_loss
         path += "+refit"
     packed = tuple(
         SparseCodes.pack(part.astype(dtype), mask, shares.form) for part, mask in zip(first, masks, strict=True)
     )
     info = SharedBasisInfo(
         path=path,
-        sweeps=count,
+        sweeps=sweeps,
         padded=max(0, shares.rank - short),
         data=any(m.short is not None or m.long is not None for m in members),
         start_error=math.sqrt(max(0.0, start) / total),
-        final_error=math.sqrt(max(0.0, loss(basis, first, members)) / total),
+        final_error=math.sqrt(max(0.0, final) / total),
     )
-    result = SharedBasis(basis=basis.astype(dtype), codes=packed, transposed=turned, error=math.nan, info=info)
-    return SharedBasis(basis=result.basis, codes=packed, transposed=turned, error=_error(result, members), info=info)
+    result = SharedBasis(basis=basis.astype(dtype), codes=packed, transposed=tuple(turned), error=math.nan, info=info)
+    return dataclasses.replace(result, error=_error(result, members))
 
 
 def _checked(index: int, weight: Any) -> Matrix:
@@ -194,14 +206,23 @@ def _shares(
     return at(0.0, short) if usual.rank > short else usual
 
 
+def short_first(arrays: Sequence[Matrix], turned: Sequence[bool]) -> list[Matrix]:
+    """The matrices (d, n) in working precision, those marked transposed."""
+    working = np.dtype(np.float64 if arrays[0].dtype == np.float64 else np.float32)
+    return [
+        np.ascontiguousarray((array.T if flip else array).astype(working))
+        for array, flip in zip(arrays, turned, strict=True)
+    ]
+
+
 def _members(arrays: Sequence[Matrix], turned: Sequence[bool], grams: Sequence[Any] | None) -> list[Member]:
     """Targets with the short side first in working precision, and metrics scaled so that products do not overflow."""
     if grams is not None and len(grams) != len(arrays):
         raise ValueError(f"grams must be one a weight, {len(arrays)}, got {len(grams)}")
-    working = np.dtype(np.float64 if arrays[0].dtype == np.float64 else np.float32)
+    targets = short_first(arrays, turned)
     members = []
     for i, (array, flip) in enumerate(zip(arrays, turned, strict=True)):
-        target = np.ascontiguousarray((array.T if flip else array).astype(working))
+        target = targets[i]
         given = None if grams is None else grams[i]
         if given is None:
             members.append(Member(target))
@@ -214,7 +235,7 @@ def _members(arrays: Sequence[Matrix], turned: Sequence[bool], grams: Sequence[A
         trace = float(np.trace(gram))
         if not trace > 0:
             raise ValueError(f"grams must be of inputs that are not all zero, got a trace of {trace} at {i}")
-        metric = (gram * (len(gram) / trace)).astype(working)
+        metric = (gram * (len(gram) / trace)).astype(target.dtype)
         # the inputs lie on the short side where the matrix was transposed, on the long side otherwise
         members.append(Member(target, short=metric if flip else None, long=None if flip else metric))
     if grams is None:
@@ -226,24 +247,25 @@ def _members(arrays: Sequence[Matrix], turned: Sequence[bool], grams: Sequence[A
     ]
 
 
-def _start(wide: Matrix, rank: int, rng: np.random.Generator) -> tuple[str, Matrix, Matrix]:
-    """Leading left singular vectors, and the codes that project on them: all singular values are in the codes."""
+def svd_start(targets: Sequence[Matrix], rank: int, rng: np.random.Generator) -> tuple[str, Matrix, list[Matrix]]:
+    """Path, basis (d, rank) and dense codes (rank, n_i) of matrices (d, n_i): the SVD of all side by side, padded.
+
+    The basis has the leading left singular vectors and zeros after d columns, the codes have all singular values. Rows
+    of codes for zero columns are small copies of the first rows, cycled: the product stays the same.
+    """
+    wide = np.concatenate(targets, axis=1)
     if not np.any(wide):
-        return "zero", np.eye(len(wide), rank, dtype=wide.dtype), np.zeros((rank, wide.shape[1]), wide.dtype)
-    found = randomized_svd(wide, rank=min(rank, *wide.shape), rng=rng)
-    basis = np.array(found.u)
-    if basis.shape[1] < rank:  # fewer columns in all than the short side
-        basis = np.hstack([basis, np.zeros((len(basis), rank - basis.shape[1]), basis.dtype)])
-    return found.info.path, basis, basis.T @ wide
-
-
-def _padded(basis: Matrix, codes: Matrix, rank: int) -> tuple[Matrix, Matrix]:
-    """Zero columns for the basis, and small copies of rows of the codes, cycled: the product stays the same."""
+        path, basis = "zero", np.eye(len(wide), min(rank, len(wide)), dtype=wide.dtype)
+    else:
+        found = randomized_svd(wide, rank=min(rank, *wide.shape), rng=rng)
+        path, basis = found.info.path, np.asarray(found.u)
+    codes = basis.T @ wide
     extra = rank - basis.shape[1]
-    if extra <= 0:
-        return basis, codes
-    zeros = np.zeros((len(basis), extra), basis.dtype)
-    return np.hstack([basis, zeros]), np.vstack([codes, codes[np.arange(extra) % len(codes)] / _PADDED_SCALE])
+    if extra > 0:
+        basis = np.hstack([basis, np.zeros((len(basis), extra), basis.dtype)])
+        codes = np.vstack([codes, codes[np.arange(extra) % len(codes)] / _PADDED_SCALE])
+    ends = np.cumsum([target.shape[1] for target in targets])
+    return path, basis, np.split(codes, ends[:-1], axis=1)
 
 
 def _sweep(

@@ -8,7 +8,8 @@ from tensorfact.torch.low_rank import LowRankLinear
 from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
-from tensorfact.torch.shared_basis import SharedBasisGroup, SharedBasisLinear
+from tensorfact.torch.shared_basis import SharedBasisLinear
+from tensorfact.torch.shared_group import SharedBasisGroup
 
 __all__ = [
     "CodeTrainer",

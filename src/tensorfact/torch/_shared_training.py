@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tensorfact.torch._shared_codes import pack_mask, unpack_mask
 from tensorfact.torch.shared_basis import SharedBasisLinear
 
 __all__ = ["CodeTrainer", "PruningSchedule"]
@@ -86,6 +85,8 @@ class CodeTrainer:
     score : {"contribution", "magnitude"}
         ``|V_ij| ||U_i||``, what an entry adds to the product, or ``|V_ij|`` as FiPS. Until the basis has grown the
         columns that padding left at zero, only the magnitude tells their codes apart.
+    together : bool
+        Prune over all layers together, so that each ends with a share of its own; else each with the values it has.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class CodeTrainer:
         *,
         codes: Sequence[Tensor] | None = None,
         score: Literal["contribution", "magnitude"] = "contribution",
+        together: bool = True,
     ) -> None:
         if not layers:
             raise ValueError("layers must hold at least one SharedBasisLinear, got none")
@@ -103,10 +105,10 @@ class CodeTrainer:
         self.layers = list(layers)
         self.schedule = schedule
         self.score = score
-        self.kept = sum(layer.kept for layer in layers)
+        self.together = together
         with torch.no_grad():
             for i, layer in enumerate(self.layers):
-                keep = unpack_mask(layer.mask, layer.code_shape)
+                keep = layer.kept_places()
                 dense = layer.dense_codes() if codes is None else codes[i].to(layer.values)
                 if tuple(dense.shape) != layer.code_shape:
                     raise ValueError(f"codes must be of shape {layer.code_shape}, got {tuple(dense.shape)} at {i}")
@@ -137,20 +139,19 @@ class CodeTrainer:
     @torch.no_grad()
     def _prune(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         assert self.schedule is not None
-        places = sum(layer.codes.numel() for layer in self.layers)
-        final = step >= self.schedule.end
-        kept = self.kept if final else max(self.kept, round(places * (1 - self.schedule.sparsity(step))))
+        sparsity = 1.0 if step >= self.schedule.end else self.schedule.sparsity(step)
         lengths = torch.linalg.vector_norm(self.layers[0].basis, dim=0)
         scale = torch.ones_like(lengths) if self.score == "magnitude" else lengths
-        # what a mask has cut stays cut: its values are zero
-        found = [((layer.codes * layer.keep).abs() * scale[:, None]).reshape(-1) for layer in self.layers]
-        flat = torch.cat(found)
-        chosen = torch.zeros(places, dtype=torch.bool, device=flat.device)
-        # a stable order breaks ties by place, the same way in every run
-        chosen[torch.sort(flat, descending=True, stable=True).indices[:kept]] = True
-        parts = chosen.split([part.numel() for part in found])
-        for layer, part in zip(self.layers, parts, strict=True):
-            layer.keep = part.reshape(layer.code_shape)
+        groups = [self.layers] if self.together else [[layer] for layer in self.layers]
+        for group in groups:
+            # what a mask has cut stays cut: its values are zero
+            flat = torch.cat([((la.codes * la.keep).abs() * scale[:, None]).reshape(-1) for la in group])
+            kept = max(sum(layer.kept for layer in group), round(flat.numel() * (1 - sparsity)))
+            chosen = torch.zeros_like(flat, dtype=torch.bool)
+            # a stable order breaks ties by place, the same way in every run
+            chosen[torch.sort(flat, descending=True, stable=True).indices[:kept]] = True
+            for layer, part in zip(group, chosen.split([la.codes.numel() for la in group]), strict=True):
+                layer.keep = part.reshape(layer.code_shape)
         self._clear(optimizer)
 
     @torch.no_grad()
@@ -171,7 +172,7 @@ class CodeTrainer:
             values = layer.codes[layer.keep]
             layer.kept = values.numel()
             layer.values = nn.Parameter(values.clone(), requires_grad=layer.values.requires_grad)
-            layer.mask = pack_mask(layer.keep)
+            layer.set_places(layer.keep)
             layer.codes = None
             layer.keep = None
 
