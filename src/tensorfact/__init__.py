@@ -28,6 +28,7 @@ from tensorfact.factor import (
     Transform,
     TruncatedLSVD,
     TTMatrix,
+    Whitened,
     balanced_shape,
     clamped_knots,
     decouple,
@@ -58,6 +59,7 @@ from tensorfact.factor import (
     tt_svd,
     tubal_rank,
     useful_ranks,
+    whitened_svd,
 )
 from tensorfact.kernels import get_num_threads, set_num_threads
 
@@ -77,6 +79,7 @@ __all__ = [
     "TrainInfo",
     "Transform",
     "TruncatedLSVD",
+    "Whitened",
     "balanced_shape",
     "clamped_knots",
     "decouple",
@@ -109,6 +112,7 @@ __all__ = [
     "tt_svd",
     "tubal_rank",
     "useful_ranks",
+    "whitened_svd",
 ]
 
 

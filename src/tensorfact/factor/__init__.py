@@ -25,6 +25,7 @@ from tensorfact.factor.shared_basis import shared_basis
 from tensorfact.factor.splines import BSplineBasis
 from tensorfact.factor.tensor_train import tt_svd
 from tensorfact.factor.tt_matrix import tt_matrix_svd
+from tensorfact.factor.whitened import Whitened, whitened_singular_values, whitened_svd
 
 __all__ = [
     "LSVD",
@@ -43,6 +44,7 @@ __all__ = [
     "TrainInfo",
     "Transform",
     "TruncatedLSVD",
+    "Whitened",
     "balanced_shape",
     "clamped_knots",
     "decouple",
@@ -73,4 +75,6 @@ __all__ = [
     "tt_svd",
     "tubal_rank",
     "useful_ranks",
+    "whitened_singular_values",
+    "whitened_svd",
 ]
