@@ -171,7 +171,7 @@ class FipsMethod(PerWeight):
         return at(0.0, short) if usual.rank > short else usual
 
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of ``basis`` (d, r), ``values`` (k,) and ``mask`` (ceil(r / 8), n), turned like the weight."""
+        """Return the shapes of ``basis`` (d, r), ``values`` (k,) and ``mask`` (ceil(r / 8), n), or turned."""
         columns, kept = _pair(rank)
         short, long = sorted(shape)
         bits = (columns + 7) // 8, long
