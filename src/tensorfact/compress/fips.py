@@ -7,6 +7,7 @@ of the outputs is fitted instead of that of the weights, and the blocks of a gro
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -347,7 +348,7 @@ def _groups(blocks: Sequence[int], size: int) -> list[list[int]]:
     for run in runs:
         count = -(-len(run) // size)
         ends = [len(run) * i // count for i in range(count + 1)]
-        groups += [run[low:high] for low, high in zip(ends[:-1], ends[1:], strict=True)]
+        groups += [run[low:high] for low, high in itertools.pairwise(ends)]
     return groups
 
 
