@@ -68,6 +68,7 @@ class SharedBasisGroup(nn.Module):
         param_ratio: float,
         sparsity: float | Literal["auto"] = 0.75,
         grams: Mapping[str, Any] | None = None,
+        rank: int | None = None,
         sweeps: int = 6,
         rng: Any = None,
         member: type[SharedBasisLinear] = SharedBasisLinear,
@@ -88,7 +89,9 @@ class SharedBasisGroup(nn.Module):
             half = weight.dtype in (torch.float16, torch.bfloat16)
             weights.append(weight.float().numpy().astype("float16") if half else weight.numpy())
         given = None if grams is None else [grams.get(name) for name in linears]
-        result = shared_basis(weights, param_ratio=param_ratio, sparsity=sparsity, grams=given, sweeps=sweeps, rng=rng)
+        result = shared_basis(
+            weights, param_ratio=param_ratio, sparsity=sparsity, grams=given, rank=rank, sweeps=sweeps, rng=rng
+        )
         group = cls.from_result(result, tuple(linears), [linear.bias for linear in linears.values()], member=member)
         first = next(iter(linears.values())).weight
         group.to(device=first.device, dtype=first.dtype)
