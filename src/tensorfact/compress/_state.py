@@ -47,8 +47,8 @@ class State:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the directory after success, and where nothing in it took time to find."""
-        if error is None or not any(self.directory.glob("*.np[yz]")):
+        """Remove the directory after success, and where it is of no use: empty, or the input was refused."""
+        if error is None or isinstance(error, ValueError) or not any(self.directory.glob("*.np[yz]")):
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
             error.add_note("the same command goes on from where this one stopped")
