@@ -4,8 +4,8 @@
     python -m bench.fips --data SHARED_DATA --arm fips --ratio 0.5
 
 SHARED_DATA holds ``cls/stsb_{train,test}.tsv.xz`` and, for the other domain, ``cls/ag_news_train_subset.csv.xz``. Each
-arm is a fresh process that compresses the model with `tensorfact.compress.compress`, loads the result with AutoModel
-and scores the STS-B test pairs. Bytes are those of the tensors in the file, masks included. Arms that are in
+arm compresses the model with `tensorfact.compress.compress`, loads the result with AutoModel and scores the STS-B test
+pairs. Bytes are those of the tensors in the file, masks included. Arms that are in
 ``results/fips.json`` already are skipped, so a run that was stopped goes on.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import resource
 import shutil
 import tempfile
@@ -64,38 +63,37 @@ def texts(kind: str, data: Path) -> list[str]:
     return list(read_stsb(data / "cls/stsb_train.tsv.xz").sentences)
 
 
-def score(model: Any, source: Path, data: Path) -> dict[str, float]:
-    """Spearman on STS-B test in percent, and the mean cosine with the embeddings of the dense model."""
-    import numpy as np
-    from transformers import AutoModel, AutoTokenizer
+class Scorer:
+    """Scores models on STS-B test; keeps the tokens and the embeddings of the dense model."""
 
-    from tensorfact.compress._sentences import read_stsb
-    from tensorfact.compress._study import Embedder
+    def __init__(self, source: Path, data: Path) -> None:
+        from transformers import AutoModel, AutoTokenizer
 
-    pairs = read_stsb(data / "cls/stsb_test.tsv.xz")
-    embed = Embedder(AutoTokenizer.from_pretrained(source), pairs.sentences)
-    ours, dense = embed(model.eval()), embed(AutoModel.from_pretrained(source).eval())
-    return {"spearman": pairs.spearman(ours), "cosine": float(np.mean(np.sum(ours * dense, axis=1)))}
+        from tensorfact.compress._sentences import read_stsb
+        from tensorfact.compress._study import Embedder
+
+        self.pairs = read_stsb(data / "cls/stsb_test.tsv.xz")
+        self.embed = Embedder(AutoTokenizer.from_pretrained(source), self.pairs.sentences)
+        self.dense = self.embed(AutoModel.from_pretrained(source).eval())
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Spearman in percent, and the mean cosine with the embeddings of the dense model."""
+        import numpy as np
+
+        ours = self.embed(model.eval())
+        return {"spearman": self.pairs.spearman(ours), "cosine": float(np.mean(np.sum(ours * self.dense, axis=1)))}
 
 
-def run(arm: str, ratio: float, data: Path, steps: int, threads: int) -> dict[str, Any]:
-    """Compress, load and score one arm; in a process of its own."""
-    import torch
+def run(arm: str, ratio: float, source: Path, data: Path, score: Scorer, steps: int, threads: int) -> dict[str, Any]:
+    """Compress, load and score one arm."""
     from transformers import AutoModel
-    from transformers.utils import logging
 
     from tensorfact.compress import Calibration, Refinement, compress
     from tensorfact.compress.checkpoint import Checkpoint
-    from tensorfact.compress.demo import find_minilm
 
-    torch.set_num_threads(threads)
-    logging.disable_progress_bar()
-    source = find_minilm()
-    if arm == "dense":
-        return score(AutoModel.from_pretrained(source), source, data)
     settings = ARMS[arm]
     kind = settings.get("data", "sentences")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resident = _resident_mib()
     begin = time.perf_counter()
     folder = Path(tempfile.mkdtemp())
     try:
@@ -109,27 +107,31 @@ def run(arm: str, ratio: float, data: Path, steps: int, threads: int) -> dict[st
             calibration=None if kind is None else Calibration(texts(kind, data), samples=SAMPLES),
             refine=Refinement(steps=steps, inputs=settings.get("inputs", "propagated"))
             if settings.get("refine")
-            else False if kind else None,
+            else False
+            if kind
+            else None,
             executor=f"threads:{threads}",
             rng=0,
         )
         seconds = time.perf_counter() - begin
-        top = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         dense, small = Checkpoint.open(source), Checkpoint.open(folder / "out")
         mlps = sum(layer.bytes_before for layer in report.layers)
         stored = sum(info.nbytes for info in small.tensors.values())
         rest = sum(info.nbytes for info in dense.tensors.values()) - mlps
         return {
-            **score(AutoModel.from_pretrained(folder / "out"), source, data),
+            **score(AutoModel.from_pretrained(folder / "out")),
             "mlp_bytes": (stored - rest) / mlps,
             "reported_bytes": report.bytes_after,
             "stored_bytes": stored,
             "seconds": seconds,
-            "peak_mib_above_start": (top - peak) / 1024,
+            # of the process so far: of this arm alone only where it ran first
+            "peak_mib": peak,
+            "resident_mib_before": resident,
             "error": sum(layer.error or 0 for layer in report.layers) / len(report.layers),
             "blocks": [
                 {"name": b.name, "loss_before": b.loss_before, "loss_after": b.loss_after}
-                for b in (report.calibration.blocks if report.calibration else ())
+                for b in report.blocks
             ],
         }
     finally:
@@ -149,20 +151,35 @@ def main() -> None:
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
     found["environment"] = timing.environment("transformers", "torch")
     found["settings"] = {"steps": arguments.steps, "samples": SAMPLES, "threads": arguments.threads}
-    tasks = [("dense", 1.0)]
+    tasks = []
     for ratio in arguments.ratio or RATIOS:
         for arm in arguments.arm or ARMS:
             if arguments.arm or arm not in ONCE or ratio == RATIOS[0]:
                 tasks.append((arm, ratio))
+    tasks = [(arm, ratio) for arm, ratio in tasks if f"{arm} @ {ratio:g}" not in found["rows"]]
+    if not tasks:
+        return
+    import torch
+    from transformers.utils import logging
+
+    from tensorfact.compress.demo import find_minilm
+
+    torch.set_num_threads(arguments.threads)
+    logging.disable_progress_bar()
+    source = find_minilm()
+    score = Scorer(source, arguments.data)
+    found["dense"] = {"spearman": score.pairs.spearman(score.dense)}
     for arm, ratio in tasks:
-        key = f"{arm} @ {ratio:g}"
-        if key in found["rows"]:
-            continue
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            row = pool.apply(run, (arm, ratio, arguments.data, arguments.steps, arguments.threads))
-        found["rows"][key] = {"arm": arm, "ratio": ratio, **row}
-        print(key, {k: v for k, v in row.items() if k != "blocks"}, flush=True)
+        row = run(arm, ratio, source, arguments.data, score, arguments.steps, arguments.threads)
+        found["rows"][f"{arm} @ {ratio:g}"] = {"arm": arm, "ratio": ratio, **row}
+        print(arm, ratio, {k: v for k, v in row.items() if k != "blocks"}, flush=True)
         timing.save("fips", found)
+
+
+def _resident_mib() -> float:
+    """What the process holds now."""
+    words = Path("/proc/self/statm").read_text().split()
+    return int(words[1]) * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""What fips adds to the training of a group; apart from the method, because it needs torch."""
+"""What fips adds to the training of a group. torch is imported inside the functions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
-import torch
 
 from tensorfact.compress._units import Trainer
-from tensorfact.torch import CodeTrainer, PruningSchedule, SharedBasisLinear
+
+if TYPE_CHECKING:
+    from tensorfact.torch import SharedBasisLinear
 
 __all__ = ["FipsTrainer"]
 
 
 class FipsTrainer(Trainer):
-    """Dense codes under masks: the masks of the start, or pruned gradually from the projections of the weights."""
+    """Dense codes under masks: those of the stored start, or pruned gradually from `basis` and dense `codes`."""
 
     def __init__(
         self,
@@ -25,18 +26,20 @@ class FipsTrainer(Trainer):
         basis: npt.NDArray[Any] | None = None,
         codes: Sequence[npt.NDArray[Any]] | None = None,
     ) -> None:
+        import torch
+
+        from tensorfact.torch import CodeTrainer, PruningSchedule
+
         if basis is None or codes is None:
             self._codes = CodeTrainer(layers)
             return
+        places = sum(layer.code_shape[0] * layer.code_shape[1] for layer in layers)
+        schedule = PruningSchedule(steps, 1 - sum(layer.kept for layer in layers) / places)
         with torch.no_grad():
             layers[0].basis.copy_(torch.from_numpy(basis))
-        self._codes = CodeTrainer(
-            layers,
-            PruningSchedule(steps, _sparsity(layers)),
-            codes=[torch.from_numpy(part) for part in codes],
-            score="magnitude",
-            together=False,
-        )
+        # each layer keeps as many values as it was given, so the stored shapes are known beforehand
+        dense = [torch.from_numpy(part) for part in codes]
+        self._codes = CodeTrainer(layers, schedule, codes=dense, score="magnitude", together=False)
 
     def after_step(self, step: int, optimizer: Any) -> None:
         """Prune where it is due, and keep pruned entries at zero."""
@@ -49,8 +52,3 @@ class FipsTrainer(Trainer):
     def finish(self) -> None:
         """Pack the codes."""
         self._codes.finish()
-
-
-def _sparsity(layers: Sequence[SharedBasisLinear]) -> float:
-    places = sum(layer.code_shape[0] * layer.code_shape[1] for layer in layers)
-    return 1 - sum(layer.kept for layer in layers) / places

@@ -237,13 +237,13 @@ class FipsMethod(PerWeight):
             rng=rng,
         )
         first = next(iter(weights))
-        arrays: Arrays = {f"{first}.basis": made.basis}
+        arrays: Arrays = {f"{first}.basis": np.array(made.basis)}
         settled: dict[str, Rank] = {}
         for name, codes, turned in zip(weights, made.codes, made.transposed, strict=True):
-            arrays[f"{name}.values"] = codes.values
+            arrays[f"{name}.values"] = np.array(codes.values)
             bits = codes.mask
             assert bits is not None
-            arrays[f"{name}.mask"] = np.ascontiguousarray(bits.T) if turned else bits
+            arrays[f"{name}.mask"] = np.array(bits.T if turned else bits, order="C")
             settled[name] = made.rank, len(codes.values)
         info = made.info
         what = "outputs" if info.data else "weights"
