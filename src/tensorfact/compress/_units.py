@@ -18,7 +18,16 @@ from tensorfact.compress._types import BITS
 if TYPE_CHECKING:
     from tensorfact.compress._method import Arrays, Layer, Method, Rank
 
-__all__ = ["Evidence", "FactoredUnit", "PerWeight", "Trainer", "Unit", "recipe_units", "stored_numbers", "whole_numbers"]
+__all__ = [
+    "Evidence",
+    "FactoredUnit",
+    "PerWeight",
+    "Trainer",
+    "Unit",
+    "recipe_units",
+    "stored_numbers",
+    "whole_numbers",
+]
 
 
 @dataclass(frozen=True, slots=True)
