@@ -11,6 +11,7 @@ from tensorfact.compress._refine import Refinement
 from tensorfact.compress.calibration import Calibration
 from tensorfact.compress.checkpoint import CheckpointError
 from tensorfact.compress.dense import to_dense
+from tensorfact.compress.fips import FipsMethod
 from tensorfact.compress.huggingface import register as _register_with_transformers
 from tensorfact.compress.lowrank import LowRankMethod
 from tensorfact.compress.mpo import MPOMethod
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "DenseRecord",
     "Fidelity",
+    "FipsMethod",
     "Latency",
     "LayerRecord",
     "LowRankMethod",

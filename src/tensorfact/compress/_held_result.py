@@ -12,6 +12,7 @@ from tensorfact.compress._job import Job
 from tensorfact.compress._method import Rank, as_rank, owner
 from tensorfact.compress._state import State
 from tensorfact.compress._types import BITS
+from tensorfact.compress._units import whole_numbers
 from tensorfact.compress.records import BlockRecord
 from tensorfact.compress.writer import CheckpointWriter, Entry
 
@@ -134,4 +135,4 @@ class HeldResult:
                 size = int(np.prod(shape, dtype=np.int64)) * BITS[stage["types"][key]]
                 for i, name in enumerate(names):
                     bits[name] += size * (i + 1) // len(names) - size * i // len(names)
-        return {name: -(-bits[name] // BITS[layer.info.dtype]) for name, layer in layers.items()}
+        return whole_numbers(layers.values(), bits)

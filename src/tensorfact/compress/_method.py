@@ -154,6 +154,9 @@ class Method(Protocol):
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Replace one weight. Runs on a worker."""
 
+    def wanted(self, name: str, shape: tuple[int, int], /) -> str:
+        """Return why a linear weight (out, in) is no target where the user names none; empty where it is one."""
+
     def units(self, layers: Sequence[Layer], /) -> tuple[Unit, ...]:
         """Return the layers in groups that are factored at once; every layer is in one of them."""
 

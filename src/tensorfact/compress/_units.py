@@ -18,7 +18,16 @@ from tensorfact.compress._types import BITS
 if TYPE_CHECKING:
     from tensorfact.compress._method import Arrays, Layer, Method, Rank
 
-__all__ = ["Evidence", "FactoredUnit", "PerWeight", "Trainer", "Unit", "recipe_units", "stored_numbers"]
+__all__ = [
+    "Evidence",
+    "FactoredUnit",
+    "PerWeight",
+    "Trainer",
+    "Unit",
+    "recipe_units",
+    "stored_numbers",
+    "whole_numbers",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +119,10 @@ class PerWeight:
     samples: ClassVar[int] = 0
     stored_types: ClassVar[Mapping[str, str]] = {}
     alone: ClassVar[bool] = True
+
+    def wanted(self, name: str, shape: tuple[int, int], /) -> str:
+        """Return nothing: every linear weight is a target where the user names none."""
+        return ""
 
     def units(self: Any, layers: Sequence[Layer], /) -> tuple[Unit, ...]:
         """Return one unit a layer."""
@@ -203,4 +216,15 @@ def stored_numbers(
         size = sizes.get(key, 0)
         for i, name in enumerate(names):
             bits[name] += size * (i + 1) // len(names) - size * i // len(names)
-    return {layer.name: -(-bits[layer.name] // BITS[layer.info.dtype]) for layer in layers}
+    return whole_numbers(layers, bits)
+
+
+def whole_numbers(layers: Iterable[Layer], bits: Mapping[str, int]) -> dict[str, int]:
+    """Turn bits into numbers of each layer's type, rounded up along the way, so that the sum is that of the file."""
+    found, before = {}, 0
+    for layer in layers:
+        width = BITS[layer.info.dtype]
+        after = before + bits[layer.name]
+        found[layer.name] = -(-after // width) + before // -width
+        before = after
+    return found

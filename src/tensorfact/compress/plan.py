@@ -58,7 +58,7 @@ def make_plan(
         Says which weights are too small to gain.
     target_modules, exclude_modules : str or sequence of str, optional
         Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None or ``"all-linear"`` targets every linear
-        weight but heads, routers and tied ends; naming a head targets it.
+        weight but heads, routers and tied ends; naming a head targets it. With None the method may want fewer.
     trust_remote_code : bool
         Whether code that lies in the checkpoint may run to build the model.
 
@@ -88,7 +88,7 @@ def make_plan(
                 dense[key] = "too small: even rank 1 would not be smaller"
             else:
                 candidates[name] = layer
-    chosen = _choose(candidates, modules, dense, target_modules, exclude_modules)
+    chosen = _choose(candidates, modules, method, dense, target_modules, exclude_modules)
     if not chosen:
         raise ValueError(f"{checkpoint.directory} must hold a linear weight to replace, got none: {_summary(dense)}")
     return Plan(tuple(chosen), dense, tuple(notes))
@@ -97,6 +97,7 @@ def make_plan(
 def _choose(
     candidates: dict[str, Layer],
     modules: Modules,
+    method: Method,
     dense: dict[str, str],
     target_modules: str | Sequence[str] | None,
     exclude_modules: str | Sequence[str] | None,
@@ -120,6 +121,8 @@ def _choose(
             reason = "output head"
         elif everything and _ends(name, _ROUTERS):
             reason = "expert router"
+        elif targets is None and (why := method.wanted(name, layer.shape)):
+            reason = why
         else:
             chosen.append(layer)
             continue

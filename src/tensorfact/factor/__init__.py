@@ -8,7 +8,9 @@ from tensorfact.factor._decoupling_result import Decoupling, DecouplingInfo
 from tensorfact.factor._lresult import LSVD, LSVDInfo, TruncatedLSVD
 from tensorfact.factor._result import LowRank, LowRankInfo
 from tensorfact.factor._rounding import tt_round
-from tensorfact.factor._train import TensorTrain
+from tensorfact.factor._shared_codes import SparseCodes
+from tensorfact.factor._shared_result import SharedBasis, SharedBasisInfo
+from tensorfact.factor._train import TensorTrain, TrainInfo
 from tensorfact.factor._train_chain import TrainInfo
 from tensorfact.factor._transform import Transform
 from tensorfact.factor._tt_matrix import TTMatrix
@@ -20,6 +22,7 @@ from tensorfact.factor.low_rank import randomized_svd, singular_values
 from tensorfact.factor.lproduct import facewise, lidentity, linv, lpinv, lproduct, lqr, ltranspose
 from tensorfact.factor.lsvd import implicit_rank, lnorm, lsvd, lsvd_truncate, multirank, prox_nuclear, tubal_rank
 from tensorfact.factor.sampling import mlp_jacobians, sample_jacobians
+from tensorfact.factor.shared_basis import shared_basis
 from tensorfact.factor.splines import BSplineBasis
 from tensorfact.factor.tensor_train import tt_svd
 from tensorfact.factor.tt_matrix import tt_matrix_svd
@@ -34,6 +37,9 @@ __all__ = [
     "LSVDInfo",
     "LowRank",
     "LowRankInfo",
+    "SharedBasis",
+    "SharedBasisInfo",
+    "SparseCodes",
     "TTMatrix",
     "TensorTrain",
     "TrainInfo",
@@ -62,6 +68,7 @@ __all__ = [
     "quantile_knots",
     "randomized_svd",
     "sample_jacobians",
+    "shared_basis",
     "singular_values",
     "softmax_bound",
     "tt_matrix_svd",

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from tensorfact.torch._mpo_family import share_rebuilds
+from tensorfact.torch._shared_training import CodeTrainer, PruningSchedule
 from tensorfact.torch.low_rank import LowRankLinear
 from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
+from tensorfact.torch.shared_basis import SharedBasisLinear
+from tensorfact.torch.shared_group import SharedBasisGroup
 
 __all__ = [
+    "CodeTrainer",
     "LTransformerEncoder",
     "LTransformerEncoderLayer",
     "LowRankLinear",
     "MPOLinear",
+    "PruningSchedule",
+    "SharedBasisGroup",
+    "SharedBasisLinear",
     "lproduct",
     "lqr",
     "ltranspose",

@@ -1,0 +1,256 @@
+"""Linear layers whose weights are one shared basis times sparse codes of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from tensorfact.torch._mpo_cache import DenseCache
+from tensorfact.torch._mpo_op import untrackable
+from tensorfact.torch._shared_codes import mask_shape, pack_mask, spread, unpack_mask
+
+Path = Literal["auto", "dense", "factored"]
+
+
+class SharedBasisLinear(nn.Module):
+    """``y = x W^T + b`` with ``W = basis @ codes`` (out, in), or its transpose, whichever has its short side first.
+
+    The basis (d, rank), d the smaller of both sizes, is one parameter that the members of a group all refer to; it may
+    have more columns than rows. The codes (rank, n) are sparse and belong to the layer: the values that are kept, and
+    one bit a place. Where ``out_features >= in_features`` the weight is the transposed product.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+        Sizes of the last axis of the input and of the output.
+    rank : int
+        Columns of the basis.
+    kept : int
+        Values of the codes, from 0 to ``rank * max(in_features, out_features)``.
+    bias : bool
+        Whether a bias (out_features,) is added.
+    basis : torch.nn.Parameter, optional
+        The parameter to refer to, (min(in_features, out_features), rank); by default a new one.
+    path : {"auto", "dense", "factored"}
+        "dense" multiplies the weight out, "factored" applies basis and codes one after the other, "auto" takes what
+        needs fewer operations; `plan` tells which.
+    device, dtype
+        As in `torch.nn.Linear`.
+
+    Notes
+    -----
+    State-dict keys: ``basis``; ``values``, the entries of the codes (rank, n) that are kept, row after row; ``mask``,
+    uint8 of shape (ceil(rank / 8), n), eight rows of the codes to a byte, the first one lowest, and turned, (n,
+    ceil(rank / 8)), where the weight is the transposed product; ``bias``. Members of a group list the same basis each
+    under its own name, as tied embeddings do; `torch.save`,
+    `safetensors.torch.save_model` and `save_pretrained` write it once. `SharedBasisGroup` has it once in its state
+    dict.
+
+    In training the values move and the mask stays; `CodeTrainer` trains dense codes under a mask that is pruned on the
+    way. In evaluation mode without gradients, the weight that was multiplied out is kept until a part of it changes.
+
+    A forward pass of T rows takes ``T d n`` multiply-adds with the kept weight, ``T rank (d + n)`` factored.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tensorfact.torch import SharedBasisLinear
+    >>> layer = SharedBasisLinear(16, 64, rank=24, kept=384)
+    >>> layer(torch.zeros(2, 16)).shape, layer.basis.shape
+    (torch.Size([2, 64]), torch.Size([16, 24]))
+    """
+
+    basis: nn.Parameter
+    values: nn.Parameter
+    mask: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        rank: int,
+        kept: int,
+        bias: bool = True,
+        basis: nn.Parameter | None = None,
+        path: Path = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        short, long = sorted((in_features, out_features))
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
+        if isinstance(kept, bool) or not isinstance(kept, int) or not 0 <= kept <= rank * long:
+            raise ValueError(f"kept must be an integer from 0 to rank * {long} = {rank * long}, got {kept!r}")
+        if path not in ("auto", "dense", "factored"):
+            raise ValueError(f'path must be "auto", "dense" or "factored", got {path!r}')
+        if basis is not None and tuple(basis.shape) != (short, rank):
+            raise ValueError(f"basis must be of shape {(short, rank)}, got {tuple(basis.shape)}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.kept = kept
+        self.path: Path = path
+        fresh = basis is None
+        self.basis = nn.Parameter(torch.empty(short, rank, device=device, dtype=dtype)) if basis is None else basis
+        self.values = nn.Parameter(torch.empty(kept, device=device, dtype=dtype))
+        self.register_buffer("mask", torch.empty(self._mask_shape(), device=device, dtype=torch.uint8))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("codes", None)  # dense codes while a CodeTrainer is at work
+        self.register_buffer("keep", None, persistent=False)
+        self._dense = DenseCache()
+        self.reset_parameters(basis=fresh)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is the transposed product: the inputs lie on the short side."""
+        return self.out_features >= self.in_features
+
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        """Shape (rank, n) of the codes, n the larger of both sizes."""
+        return self.rank, max(self.in_features, self.out_features)
+
+    def reset_parameters(self, *, basis: bool = True) -> None:
+        """Draw codes at random places, and a basis unless it is another layer's, for the variance of `nn.Linear`."""
+        rows, columns = self.code_shape
+        if basis:
+            nn.init.normal_(self.basis, std=1 / math.sqrt(self.rank))
+        # an entry of the weight is a sum over the kept share of rank products with a basis of variance 1 / rank
+        share = max(self.kept, 1) / (rows * columns)
+        nn.init.normal_(self.values, std=1 / math.sqrt(3 * self.in_features * share))
+        if not self.mask.is_meta:
+            keep = torch.zeros(rows * columns, dtype=torch.bool, device=self.mask.device)
+            keep[torch.randperm(rows * columns, device=self.mask.device)[: self.kept]] = True
+            self.set_places(keep.reshape(rows, columns))
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
+
+    def _mask_shape(self) -> tuple[int, int]:
+        rows, columns = mask_shape(*self.code_shape)
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    def kept_places(self) -> Tensor:
+        """The mask (rank, n) of the codes, true where a value is stored."""
+        return unpack_mask(self.mask.T if self.transposed else self.mask, self.rank)
+
+    def set_places(self, keep: Tensor) -> None:
+        """Take a mask (rank, n) with as many places as there are values."""
+        bits = pack_mask(keep)
+        with torch.no_grad():
+            self.mask.copy_(bits.T if self.transposed else bits)
+
+    def dense_codes(self) -> Tensor:
+        """The codes (rank, n) with their zeros; differentiable."""
+        if self.codes is not None:
+            return self.codes * self.keep
+        return spread(self.values, self.kept_places())
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight (out_features, in_features), computed at every access; differentiable."""
+        product = self.basis @ self.dense_codes()
+        return product.T if self.transposed else product
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
+        if self._keepable():
+            parts = [self.basis, self.values, self.mask]
+            return nn.functional.linear(x, self._dense.get(parts, lambda: self.weight.contiguous()), self.bias)
+        # what watches the operations may see other numbers of rows later
+        rows = None if untrackable() else x.numel() // self.in_features
+        if self._choice(rows) == "dense":
+            return nn.functional.linear(x, self.weight, self.bias)
+        linear, codes = nn.functional.linear, self.dense_codes()
+        if self.transposed:
+            return linear(linear(x, self.basis.T), codes.T, self.bias)
+        return linear(linear(x, codes), self.basis, self.bias)
+
+    def _keepable(self) -> bool:
+        """Whether the weight may be kept: then it is used, unless factors take fewer operations for any input."""
+        if self.training or self.path == "factored" or self.codes is not None or untrackable():
+            return False
+        d, n = self.basis.shape[0], self.code_shape[1]
+        cheaper = self.path == "auto" and self.rank * (d + n) < d * n
+        return not cheaper and self._dense.usable([self.basis, self.values])
+
+    def _choice(self, rows: int | None) -> Literal["dense", "factored"]:
+        if self.path != "auto":
+            return self.path
+        d, n = self.basis.shape[0], self.code_shape[1]
+        made = 0.0 if rows is None else self.rank * d * n / max(rows, 1)
+        return "factored" if self.rank * (d + n) < d * n + made else "dense"
+
+    def plan(self, rows: int) -> str:
+        """How a forward pass of `rows` rows runs now: ``"kept"``, ``"dense"`` or ``"factored"``."""
+        return "kept" if self._keepable() else self._choice(rows)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; forgets the weight that evaluation kept."""
+        self._dense.clear()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._dense.clear()
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def _replicate_for_data_parallel(self) -> Self:
+        replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+        replica._dense = DenseCache()
+        return replica  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        *,
+        param_ratio: float,
+        sparsity: float | Literal["auto"] = 0.75,
+        gram: Any = None,
+        sweeps: int = 6,
+        rng: Any = None,
+    ) -> Self:
+        """Factor one trained layer with a basis of its own; see `SharedBasisGroup.from_linears` for several."""
+        from tensorfact.torch.shared_group import SharedBasisGroup  # which is made of these layers
+
+        group = SharedBasisGroup.from_linears(
+            {"": linear},
+            param_ratio=param_ratio,
+            sparsity=sparsity,
+            grams=None if gram is None else {"": gram},
+            sweeps=sweeps,
+            rng=rng,
+            member=cls,
+        )
+        return group[""]  # type: ignore[return-value]
+
+    def to_linear(self) -> nn.Linear:
+        """Return the dense layer with the same output up to rounding: `weight` multiplied out, bias copied."""
+        basis = self.basis
+        linear = nn.Linear(
+            self.in_features, self.out_features, bias=self.bias is not None, device=basis.device, dtype=basis.dtype
+        )
+        with torch.no_grad():
+            linear.weight.copy_(self.weight)
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        linear.weight.requires_grad_(basis.requires_grad or self.values.requires_grad)
+        if self.bias is not None:
+            linear.bias.requires_grad_(self.bias.requires_grad)
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Return the sizes that `repr` shows."""
+        density = self.kept / math.prod(self.code_shape)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, kept={self.kept}, "
+            f"density={density:.3g}, bias={self.bias is not None}"
+        )
