@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from tensorfact.torch._mpo_family import share_rebuilds
+from tensorfact.torch.decoupling import DecoupledMLP
 from tensorfact.torch.low_rank import LowRankLinear
 from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
+from tensorfact.torch.splines import SplineActivation
 
 __all__ = [
+    "DecoupledMLP",
     "LTransformerEncoder",
     "LTransformerEncoderLayer",
     "LowRankLinear",
     "MPOLinear",
+    "SplineActivation",
     "lproduct",
     "lqr",
     "ltranspose",
