@@ -54,7 +54,7 @@ def test_from_dense_meets_the_network(activation: str) -> None:
     truth = network(x)
     assert (
         float(((layer(x) - truth).norm() / truth.norm()).detach()) < 3e-3
-    )  # every unit has its spline: only their error is left
+    )  # a spline for every unit
     assert layer.rank == 10
 
 
@@ -126,5 +126,6 @@ def test_bad_input(change: dict[str, Any], text: str) -> None:
     network, x = dense(torch.nn.GELU(), torch.float32)
     given: dict[str, Any] = {"fc1": network[0], "activation": network[1], "fc2": network[2], "samples": x, "rank": 4}
     given |= change
+    parts = [given.pop(name) for name in ("fc1", "activation", "fc2", "samples")]
     with pytest.raises(ValueError, match=text):
-        DecoupledMLP.from_dense(*(given.pop(name) for name in ("fc1", "activation", "fc2", "samples")), **given)
+        DecoupledMLP.from_dense(*parts, **given)

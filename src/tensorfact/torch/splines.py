@@ -42,8 +42,8 @@ class SplineActivation(nn.Module):
     --------
     >>> import torch
     >>> layer = SplineActivation(2, n_basis=5)
-    >>> layer(torch.tensor([[0.25, 7.0]]))
-    tensor([[0.2500, 7.0000]], grad_fn=<...>)
+    >>> layer(torch.tensor([[0.25, 7.0]])).detach()
+    tensor([[0.2500, 7.0000]])
     """
 
     knots: Tensor
