@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from tensorfact.compress._method import Allocation, Layer, Rank
 from tensorfact.compress._patterns import matching
+from tensorfact.compress._units import PerWeight
 
 __all__ = ["BudgetOptions", "Menu", "is_positive_int", "rank_step", "share_budget"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetOptions:
+class BudgetOptions(PerWeight):
     """The options of every method that shares a budget; the methods document them."""
 
     allocation: Literal["spectrum", "uniform"] = "spectrum"

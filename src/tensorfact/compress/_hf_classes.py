@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,10 @@ def model_class(base: Any, family: Any) -> type[Any]:
             super().__init__(config, *args, **kwargs)
             _swap(self)
 
+        def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+            # transformers asks whether word embeddings are tied, and says nothing else is where they are not
+            return {**super().get_expanded_tied_weights_keys(all_submodels), **vars(self).get("shared_arrays", {})}
+
         @staticmethod
         def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
             _refuse_random_factors(model, loading_info.missing_and_mismatched(), loading_info.unexpected_keys)
@@ -179,27 +184,30 @@ def _swap(model: Any) -> None:
 
     recipe = recipe_of(vars(model.config))
     method = method_of(recipe)
-    ours = method.module_class()
     ranks: dict[str, Rank] = {name: as_rank(rank) for name, rank in recipe["ranks"].items()}
-    swappable = (nn.Linear, Conv1D, ours)
+    swappable = (nn.Linear, Conv1D, *method.module_classes())
     names = {n: m for n, m in module_names(model, ranks).items() if isinstance(model.get_submodule(m), swappable)}
     _check_names(model, ranks, names)
-    for name, module_name in names.items():
-        module = model.get_submodule(module_name)
-        if isinstance(module, ours):  # an inner model of this family has done it
-            continue
-        weight = module.weight
-        out_features, in_features = weight.shape if hasattr(module, "in_features") else weight.shape[::-1]
-        layer = method.module(
-            (out_features, in_features),
-            ranks[name],
-            bias=module.bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        model.set_submodule(module_name, layer.train(module.training))
+    method.install(model, names, ranks, recipe)
+    tie_arrays(model, method, names, recipe)
     # Saved again, the model holds only these: a head that this class does not have is gone.
     model.config.tensorfact = {**recipe, "ranks": {name: recipe["ranks"][name] for name in names}}
+
+
+def tie_arrays(model: Any, method: Method, names: dict[str, str], recipe: dict[str, Any]) -> None:
+    """Let transformers know which arrays the layers share: saved once, and one parameter again after loading."""
+    ties = {}
+    for end, source in method.ties(recipe).items():
+        places = [owner(method, key) for key in (end, source)]
+        if all(place is not None and place[0] in names for place in places):
+            target, origin = (f"{names[place[0]]}.{place[1]}" for place in places if place is not None)
+            ties[target] = origin
+    if ties:
+        model.shared_arrays = ties
+        model.all_tied_weights_keys = {**(getattr(model, "all_tied_weights_keys", None) or {}), **ties}
+        # As expressions, the form in which transformers reads this attribute when it saves.
+        patterns = {f"{re.escape(target)}$": f"{re.escape(origin)}$" for target, origin in ties.items()}
+        model._tied_weights_keys = {**(type(model)._tied_weights_keys or {}), **patterns}
 
 
 def architecture_class(names: Any) -> Any:
@@ -235,7 +243,7 @@ def module_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     ``attention.q_proj`` in memory). Both are given without ``.weight``. A name whose tensor has no module of its own in
     `model`, because it is fused with others on loading or belongs to another class's head, is left out.
     """
-    ours = tuple(create(name).module_class() for name in methods())
+    ours = tuple(kind for name in methods() for kind in create(name).module_classes())
     state = {
         f"{name}.weight": True
         for name, module in model.named_modules()
@@ -265,8 +273,9 @@ def _check_names(model: Any, ranks: dict[str, Rank], names: dict[str, str]) -> N
 def _refuse_random_factors(model: Any, missing: set[str], unexpected: set[str]) -> None:
     """Raise where transformers would draw random numbers for factors, or for what the checkpoint stores as factors."""
     method = method_of(recipe_of(vars(model.config)))
-    ours = method.module_class()
+    ours = method.module_classes()
     factors = {f"{n}.{key}" for n, m in model.named_modules() if isinstance(m, ours) for key in m.state_dict()}
+    factors -= {end for end, source in vars(model).get("shared_arrays", {}).items() if source not in missing}
     stored = {found[0] for key in unexpected if (found := owner(method, key)) is not None}
     # transformers strips or adds the base model's prefix only where a key then fits
     prefix = f"{model.base_model_prefix}."

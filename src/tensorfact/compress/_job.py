@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress import _store
-from tensorfact.compress._method import Allocation, Layer, Method, Rank, create, stored_size
+from tensorfact.compress._method import Allocation, Layer, Method, Rank, create
 from tensorfact.compress._progress import ProgressCallback, steps
 from tensorfact.compress._types import FLOAT_TYPES, nbytes
+from tensorfact.compress._units import FactoredUnit, Unit, recipe_units, stored_numbers
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from tensorfact.compress.executors import Pool, Stored, run_analysis, run_factor, run_tasks
 from tensorfact.compress.plan import Plan, make_plan, require_dense
@@ -43,6 +44,7 @@ class Job:
     plan: Plan = field(init=False)
     allocation: Allocation = field(default_factory=lambda: Allocation({}))
     analyses: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    factored: dict[str, FactoredUnit] = field(default_factory=dict)
     made: dict[str, LayerRecord] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
@@ -114,9 +116,17 @@ class Job:
     def replaced(self) -> list[Layer]:
         return [layer for layer in self.plan.layers if layer.name in self.allocation.ranks]
 
+    def units(self) -> tuple[Unit, ...]:
+        return self.method.units(self.replaced())
+
+    def recipe(self) -> dict[str, Any]:
+        """What loading needs to know, as in ``config.json``."""
+        return {"ranks": self.allocation.ranks, "units": recipe_units(self.units(), self.factored)}
+
     def factor(self, pool: Pool, writer: CheckpointWriter, progress: ProgressCallback | None) -> None:
         start = time.perf_counter()
         order = sorted(self.replaced(), key=lambda layer: -layer.size)
+        sizes = self.sizes()
         tasks = [(self.method, layer, self.allocation.ranks[layer.name], self.seed) for layer in order]
         with (
             steps(progress, "factors", len(order)) as step,
@@ -126,7 +136,7 @@ class Job:
                 layer = order[index]
                 for suffix, values in stored.factored.arrays.items():
                     writer.write(f"{layer.name}.{suffix}", values)
-                self.made[layer.name] = self._record(layer, self.allocation.ranks[layer.name], stored)
+                self.made[layer.name] = self._record(layer, sizes[layer.name], stored)
                 del stored
                 step(layer.name)
         self.seconds["factor"] = time.perf_counter() - start
@@ -142,9 +152,9 @@ class Job:
         for file in (self.checkpoint.directory / "config.json", *self.checkpoint.weight_files):
             self.source_files[file.name] = _store.describe(file)
 
-    def _record(self, layer: Layer, rank: Rank, stored: Stored | None) -> LayerRecord:
+    def _record(self, layer: Layer, after: int, stored: Stored | None) -> LayerRecord:
+        rank = self.allocation.ranks[layer.name]
         analysis = self.analyses.get(layer.name, np.empty(0))
-        after = stored_size(self.method, layer.shape, rank)
         predicted = self.method.predicted_error(analysis, rank)
         found = stored.factored.spectrum if stored is not None else np.empty(0)
         return LayerRecord(
@@ -167,10 +177,13 @@ class Job:
             notes=() if stored is None else stored.factored.notes,
         )
 
+    def sizes(self) -> dict[str, int]:
+        """How many numbers are stored for each layer, in equal parts where layers share them."""
+        return stored_numbers(self.method, self.replaced(), self.allocation.ranks, self.recipe())
+
     def report(self, label: str, out: str | None, executor: str) -> Report:
-        replaced = [
-            self.made.get(la.name) or self._record(la, self.allocation.ranks[la.name], None) for la in self.replaced()
-        ]
+        sizes = self.sizes()
+        replaced = [self.made.get(la.name) or self._record(la, sizes[la.name], None) for la in self.replaced()]
         targeted = {layer.info.name: layer for layer in self.plan.layers}
         dense = []
         for key, info in self.checkpoint.tensors.items():

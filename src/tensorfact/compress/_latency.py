@@ -38,6 +38,8 @@ def measure_layers(
     if not cases:
         return layers, ""
     made = create(method)
+    if not made.alone:
+        return layers, ""
     generator = torch.Generator().manual_seed(0)
     largest = max(max(math.prod(shape), stored_size(made, shape, rank)) for shape, rank in cases)
     pool = torch.randn(largest, generator=generator)

@@ -2,9 +2,26 @@
 
 A method is a frozen dataclass whose fields are its options; it registers itself at the foot of its own file. It is
 sent to workers in other processes, so it holds options only. The core reads weights, casts and stores arrays, counts,
-reports and swaps modules; the method decides how a budget is shared, turns one dense weight into named arrays, and
-knows the torch module that serves them. A checkpoint stores its method's name, not its options: what reads arrays
-(`dense_shape`, `expand`, `layout`, `module`) must not depend on them.
+reports and swaps modules; the method decides how a budget is shared, turns dense weights into named arrays, and knows
+the torch modules that serve them. A checkpoint stores its method's name, not its options: what reads arrays
+(`dense_shape`, `expand`, `layout`, `module`, `ties`, `install`) must not depend on them.
+
+A method that turns one weight at a time into arrays of its own inherits the defaults of `_units.PerWeight` and gives
+`factor`; its arrays are written as they come. The hooks below are for what needs more:
+
+* `units` groups weights that are factored at once, and `factor_unit` returns their arrays by full stored name. Arrays
+  that several layers share are stored once; `ties` says which stored name serves each other one, from the recipe in
+  ``config.json`` alone (its ``"units"`` lists the layers of every unit, and what `FactoredUnit.recipe` adds).
+  `install` puts modules into a model that share one `torch.nn.Parameter` where arrays are shared; the core ties them
+  again after loading. Masks and other integer arrays keep their type, which `stored_types` names by suffix.
+* With ``calibration=`` the dense model runs once over the data. `analyse_with` and `factor_unit` then get `Evidence`:
+  Gram matrices, and up to `samples` inputs of each layer. A method with `needs_calibration` refuses to run without.
+* Refinement trains what `install` made, filled with the arrays, block by block, and stores the trained arrays; the
+  module's state dict has them under the same suffixes. `trainer` adds masks and schedules, and may swap the modules'
+  parameters for others until `finish`.
+* A unit may replace more than weights: `install` may swap the activation between two layers too, `FactoredUnit.arrays`
+  may use any name that the model's state dict then has, and `FactoredUnit.dropped` names what the source has in
+  addition. `expand` may raise ValueError where no dense weight stands for the arrays: there is no way back then.
 """
 
 from __future__ import annotations
@@ -14,12 +31,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from tensorfact.compress.checkpoint import TensorInfo
+
+if TYPE_CHECKING:
+    from tensorfact.compress._units import Evidence, FactoredUnit, Trainer, Unit
 
 __all__ = [
     "Allocation",
@@ -86,13 +106,19 @@ class Method(Protocol):
 
     `pattern` is a regular expression that matches the suffixes of its arrays and nothing else; `bias` is the suffix
     under which its module keeps a bias. A task holds at most about `memory` times its weight, the weight included.
-    `remark` goes into the notes of every report: what rank and spectrum mean.
+    `remark` goes into the notes of every report: what rank and spectrum mean. `samples` is how many inputs of each layer
+    `Evidence.inputs` can give, `stored_types` maps suffixes of arrays that are not of their weight's type to safetensors
+    types, and `alone` says whether `module` makes a layer that can be timed by itself.
     """
 
     name: ClassVar[str]
     pattern: ClassVar[str]
     bias: ClassVar[str]
     memory: ClassVar[int]
+    needs_calibration: ClassVar[bool]
+    samples: ClassVar[int]
+    stored_types: ClassVar[Mapping[str, str]]
+    alone: ClassVar[bool]
 
     @property
     def remark(self) -> str:
@@ -104,6 +130,9 @@ class Method(Protocol):
 
     def analyse(self, weight: npt.NDArray[Any], /) -> npt.NDArray[np.float64]:
         """Return what the allocation needs to know of one weight, for example its singular values. Runs on a worker."""
+
+    def analyse_with(self, layer: Layer, weight: npt.NDArray[Any], evidence: Evidence, /) -> npt.NDArray[np.float64]:
+        """Do the same with what is known of the layer's inputs. Runs on a worker."""
 
     def spectrum(self, analysis: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
         """Return the one descending sequence of singular values that a report shows, empty where there is none."""
@@ -125,6 +154,21 @@ class Method(Protocol):
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Replace one weight. Runs on a worker."""
 
+    def units(self, layers: Sequence[Layer], /) -> tuple[Unit, ...]:
+        """Return the layers in groups that are factored at once; every layer is in one of them."""
+
+    def factor_unit(
+        self,
+        unit: Unit,
+        weights: Mapping[str, npt.NDArray[Any]],
+        ranks: Mapping[str, Rank],
+        /,
+        *,
+        rng: np.random.Generator,
+        evidence: Evidence | None,
+    ) -> FactoredUnit:
+        """Replace the weights of a unit, by layer name; `evidence` is None without calibration. Runs on a worker."""
+
     def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
         """Return the relative Frobenius error of given arrays; used after they were rounded to a 16-bit type."""
 
@@ -143,8 +187,24 @@ class Method(Protocol):
     def optimal_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return the smallest relative Frobenius error possible at `rank`, or None when unknown."""
 
+    def ties(self, recipe: Mapping[str, Any], /) -> dict[str, str]:
+        """Return full names of arrays that are not stored, and the stored one that serves each; see `FactoredUnit`."""
+
     def module_class(self) -> type[Any]:
         """Return the torch module that serves the arrays; imports torch."""
+
+    def module_classes(self) -> tuple[type[Any], ...]:
+        """Return every class of modules that `install` puts in the place of linear layers."""
+
+    def install(
+        self, model: Any, names: Mapping[str, str], ranks: Mapping[str, Rank], recipe: Mapping[str, Any], /
+    ) -> None:
+        """Swap the linear modules of `model`: `names` maps layers to module names. Modules already swapped stay."""
+
+    def trainer(
+        self, unit: Unit, modules: Mapping[str, Any], factored: FactoredUnit, /, *, steps: int, rng: np.random.Generator
+    ) -> Trainer:
+        """Return what the method adds to the training of a unit; `modules` are by layer name."""
 
     def module(
         self, shape: tuple[int, int], rank: Rank, /, *, bias: bool, device: Any = None, dtype: Any = None

@@ -36,12 +36,18 @@ FORMAT_VERSION = 1
 OWN_FILES = ("tensorfact.json", "report.json", "report.html", "modeling_tensorfact.py")
 
 
-def write_files(writer: CheckpointWriter, checkpoint: Checkpoint, layers: Iterable[Layer], report: Report) -> None:
+def write_files(
+    writer: CheckpointWriter,
+    checkpoint: Checkpoint,
+    layers: Iterable[Layer],
+    report: Report,
+    units: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``config.json``, the shim and the copied files: after this the directory can be loaded."""
     from tensorfact.compress.huggingface import compressed_config, write_shim
 
     ranks = {record.name: record.rank for record in report.layers}
-    config = compressed_config(checkpoint.config, ranks, method=report.method)
+    config = compressed_config(checkpoint.config, ranks, method=report.method, units=units)
     transposed = [layer.name for layer in layers if layer.kind == "conv1d" and layer.name in ranks]
     if transposed:
         config["tensorfact"]["transposed"] = transposed  # to-dense needs no model to put them back

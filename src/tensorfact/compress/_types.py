@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BITS", "FLOAT_TYPES", "decode", "encode", "nbytes", "storage"]
+__all__ = ["BITS", "FLOAT_TYPES", "INTEGER_TYPES", "decode", "encode", "nbytes", "storage", "stored_type"]
 
 # Bits an element, for every type name of the safetensors format (sub-byte types included).
 BITS = {
@@ -20,6 +20,12 @@ BITS = {
 }
 FLOAT_TYPES: dict[str, type[np.generic]] = {"F64": np.float64, "F32": np.float32, "F16": np.float32, "BF16": np.float32}
 """Types that can be factored, and the NumPy type that they are computed in."""
+INTEGER_TYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    **{f"{kind}{bits}": getattr(np, f"{word}{bits}") for kind, word in (("I", "int"), ("U", "uint"))
+       for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+"""Types of masks and indices, which are stored as they are."""
 
 
 def decode(stored: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
@@ -52,3 +58,13 @@ def storage(dtype: str) -> type[np.generic]:
     """Return the NumPy type that holds the stored bits of a floating type."""
     half: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.float16}
     return half.get(dtype) or FLOAT_TYPES[dtype]
+
+
+def stored_type(values: npt.NDArray[Any], dtype: str) -> str:
+    """Return the safetensors type to store an array in: `dtype` for floating numbers, their own for integers."""
+    if values.dtype.kind == "f":
+        return dtype
+    own = [name for name, kind in INTEGER_TYPES.items() if np.dtype(kind) == values.dtype]
+    if not own:
+        raise ValueError(f"an array must be floating, integer or boolean to be stored, got {values.dtype}")
+    return own[0]

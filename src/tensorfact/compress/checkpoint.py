@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorfact.compress._types import BITS, decode, storage
+from tensorfact.compress._types import BITS, FLOAT_TYPES, INTEGER_TYPES, decode, storage
 
 __all__ = [
     "FOREIGN",
@@ -26,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "TensorInfo",
     "iter_raw",
+    "read_array",
     "read_header",
     "read_raw",
     "read_weight",
@@ -206,6 +207,15 @@ def read_weight(info: TensorInfo) -> npt.NDArray[Any]:
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         raise CheckpointError(f"tensor {info.name!r} in {info.file} must be finite, got NaN or infinity")
     return values
+
+
+def read_array(info: TensorInfo) -> npt.NDArray[Any]:
+    """Read one tensor as `read_weight` does, or in its own type where that is an integer one (a mask, indices)."""
+    if info.dtype in FLOAT_TYPES:
+        return read_weight(info)
+    if info.dtype not in INTEGER_TYPES:
+        raise CheckpointError(f"tensor {info.name!r} in {info.file} must be of a type that NumPy has, got {info.dtype}")
+    return read_raw(info).view(INTEGER_TYPES[info.dtype]).reshape(info.shape)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

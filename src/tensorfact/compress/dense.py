@@ -11,8 +11,8 @@ import numpy.typing as npt
 from tensorfact.compress import _store
 from tensorfact.compress._method import Method, create, owner
 from tensorfact.compress._progress import ProgressCallback, progress_of, steps
-from tensorfact.compress._types import encode
-from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_weight
+from tensorfact.compress._types import FLOAT_TYPES, encode
+from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_array
 from tensorfact.compress.writer import CheckpointWriter, Entry, parse_size
 
 __all__ = ["to_dense"]
@@ -57,18 +57,23 @@ def to_dense(
     transposed = set(recipe.get("transposed", ()))
     method = create(recipe.get("method", "lowrank"))
     entries, sources = [], {}
-    factors: dict[str, list[str]] = {name: [] for name in names}
+    # By layer, each array by its suffix and the name that it is stored under: another layer's where they share it.
+    factors: dict[str, dict[str, str]] = {name: {} for name in names}
     biases = {f"{name}.{method.bias}": f"{name}.bias" for name in names}
     for key, info in checkpoint.tensors.items():
         found = owner(method, key)
         if found is not None and found[0] in names:
-            factors[found[0]].append(found[1])
+            factors[found[0]][found[1]] = key
         else:
             target = biases.get(key, key)
             entries.append(Entry(target, info.dtype, info.shape))
             sources[target] = key
-    for name, suffixes in factors.items():
-        entries.append(_dense_entry(checkpoint, method, name, suffixes, name in transposed))
+    for end, origin in method.ties(recipe).items():
+        place = owner(method, end)
+        if place is not None and place[0] in names and origin in checkpoint.tensors:
+            factors[place[0]][place[1]] = origin
+    for name, keys in factors.items():
+        entries.append(_dense_entry(checkpoint, method, name, keys, name in transposed))
     with (
         CheckpointWriter(out, overwrite=overwrite, source=checkpoint.directory) as writer,
         steps(progress_of(progress), "dense", len(factors)) as step,
@@ -76,10 +81,11 @@ def to_dense(
         writer.layout(sorted(entries, key=lambda entry: entry.name), max_shard_size=shard_size)
         for key, source in sources.items():
             writer.copy(key, checkpoint.tensors[source])
-        for name, suffixes in factors.items():
-            arrays = {suffix: read_weight(checkpoint.tensors[f"{name}.{suffix}"]) for suffix in suffixes}
-            weight: npt.NDArray[Any] = method.expand(arrays)
-            dtype = checkpoint.tensors[f"{name}.{suffixes[0]}"].dtype
+        for name, keys in factors.items():
+            weight: npt.NDArray[Any] = method.expand(
+                {suffix: read_array(checkpoint.tensors[key]) for suffix, key in keys.items()}
+            )
+            dtype = _dtype(checkpoint, keys)
             writer.write(f"{name}.weight", encode(weight.T if name in transposed else weight, dtype))
             step(name)
         writer.finish_tensors()
@@ -88,15 +94,20 @@ def to_dense(
         writer.commit()
 
 
-def _dense_entry(checkpoint: Checkpoint, method: Method, name: str, suffixes: list[str], transposed: bool) -> Entry:
-    if not suffixes:
+def _dense_entry(checkpoint: Checkpoint, method: Method, name: str, keys: dict[str, str], transposed: bool) -> Entry:
+    found = {suffix: checkpoint.tensors[key] for suffix, key in keys.items()}
+    if not any(info.dtype in FLOAT_TYPES for info in found.values()):
         raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}, got none")
-    found = {suffix: checkpoint.tensors[f"{name}.{suffix}"] for suffix in suffixes}
     try:
         shape = method.dense_shape({suffix: info.shape for suffix, info in found.items()})
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}: {error}") from error
-    return Entry(f"{name}.weight", found[suffixes[0]].dtype, shape[::-1] if transposed else shape)
+    return Entry(f"{name}.weight", _dtype(checkpoint, keys), shape[::-1] if transposed else shape)
+
+
+def _dtype(checkpoint: Checkpoint, keys: dict[str, str]) -> str:
+    """Return the type of the dense weight: that of its first floating array."""
+    return next(t for key in keys.values() if (t := checkpoint.tensors[key].dtype) in FLOAT_TYPES)
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:

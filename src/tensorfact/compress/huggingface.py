@@ -52,11 +52,16 @@ __all__ = [
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 
-def compressed_config(config: dict[str, Any], ranks: Mapping[str, Rank], method: str = "lowrank") -> dict[str, Any]:
+def compressed_config(
+    config: dict[str, Any],
+    ranks: Mapping[str, Rank],
+    method: str = "lowrank",
+    units: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return the `config.json` of a compressed checkpoint from that of its source.
 
-    `ranks` maps checkpoint names without ``.weight`` to ranks, tuples of bonds for a train. `dense_config` is the
-    inverse.
+    `ranks` maps checkpoint names without ``.weight`` to ranks, tuples of bonds for a train. `units` holds what loading
+    must know of weights that were factored together. `dense_config` is the inverse.
     """
     base = config.get("model_type")
     if not base or base == MODEL_TYPE:
@@ -67,6 +72,7 @@ def compressed_config(config: dict[str, Any], ranks: Mapping[str, Rank], method:
         "base_config": {key: config[key] for key in OVERWRITTEN if key in config},
         "ranks": dict(ranks),
         "method": method,
+        **({"units": dict(units)} if units else {}),
     }
     return stored({**config, MODEL_TYPE: recipe})
 

@@ -140,7 +140,7 @@ def compress(
             job.factor(pool, writer, report_progress)
             writer.finish_tensors()
             report = job.report(label, str(out), pool.label)
-            _store.write_files(writer, job.checkpoint, job.plan.layers, report)
+            _store.write_files(writer, job.checkpoint, job.plan.layers, report, job.recipe()["units"])
             report = _finished(report, begin)
             _store.write_record(writer, job.checkpoint, report, job.source_files)
             writer.commit()

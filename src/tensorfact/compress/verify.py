@@ -129,6 +129,7 @@ def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
     ranks = recipe.get("ranks") if isinstance(recipe, dict) else None
     if ranks != {layer["name"]: layer["rank"] for layer in record["layers"]}:
         problems.append("config.json and tensorfact.json name different ranks")
+    ties = method.ties(recipe) if isinstance(recipe, dict) and not problems else {}
     for layer in record["layers"]:
         rank = as_rank(layer["rank"])
         try:
@@ -137,7 +138,8 @@ def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
             problems.append(f"{layer['name']}: {error}")
             continue
         for suffix, shape in shapes.items():
-            found = checkpoint.tensors.get(f"{layer['name']}.{suffix}")
+            key = f"{layer['name']}.{suffix}"
+            found = checkpoint.tensors.get(ties.get(key, key))
             if found is None:
                 problems.append(f"tensor {layer['name']}.{suffix} is missing")
             elif found.shape != shape:
