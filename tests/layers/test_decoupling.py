@@ -52,9 +52,7 @@ def test_from_dense_meets_the_network(activation: str) -> None:
         network[0], given, network[2], x, rank=10, n_basis=14, max_iter=5, polish_iter=25, rng=0
     )
     truth = network(x)
-    assert (
-        float(((layer(x) - truth).norm() / truth.norm()).detach()) < 3e-3
-    )  # a spline for every unit
+    assert float(((layer(x) - truth).norm() / truth.norm()).detach()) < 3e-3  # a spline for every unit
     assert layer.rank == 10
 
 

@@ -176,12 +176,34 @@ def test_fresh_layer_is_the_identity_and_a_state_survives() -> None:
         x = torch.linspace(-4, 4, 51, dtype=torch.float64)[:, None].expand(-1, 3)
         torch.testing.assert_close(layer(x).detach(), x, rtol=1e-13, atol=1e-13)
     assert set(layer.state_dict()) == {"knots", "coefficients"}
+    assert torch.equal(SplineActivation(3, uniform=True).grid(), SplineActivation(3).knots)
     with torch.device("meta"):
         other = SplineActivation(3, n_basis=9, degree=7)
     other.load_state_dict(layer.state_dict(), assign=True)
     torch.testing.assert_close(other(x), layer(x))
     assert SplineActivation(2)(torch.empty(0, 2)).shape == (0, 2)
     assert "n_basis=12" in repr(SplineActivation(2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_uniform_knots_keep_their_ends_only(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    ends = np.sort(rng.standard_normal((5, 2)), axis=1)
+    inner = np.linspace(ends[:, 0], ends[:, 1], 7, axis=1)
+    knots = np.pad(inner, ((0, 0), (3, 3)), mode="edge")
+    c = rng.standard_normal((5, 9))
+    full, short = (SplineActivation.from_splines(knots, c, 3, uniform=kind, dtype=dtype) for kind in (False, True))
+    assert set(short.state_dict()) == {"ends", "coefficients"}
+    assert short.ends.shape == (5, 2)
+    x = torch.from_numpy(rng.standard_normal((40, 5))).to(dtype)
+    wide = full.grid().double() - short.grid().double()
+    bound = 4 * torch.finfo(dtype).eps * float(np.abs(knots).max())
+    assert float(wide.abs().max()) <= bound
+    close = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.5}[dtype]
+    torch.testing.assert_close(short(x), full(x), rtol=close, atol=close)
+    knots[2, 5] += 0.01
+    with pytest.raises(ValueError, match="equally spaced"):
+        SplineActivation.from_splines(knots, c, 3, uniform=True)
 
 
 @pytest.mark.parametrize(

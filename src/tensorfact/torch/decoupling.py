@@ -13,9 +13,56 @@ from tensorfact.factor import Decoupling, decouple_mlp
 from tensorfact.factor.sampling import ACTIVATIONS
 from tensorfact.torch.splines import SplineActivation
 
-__all__ = ["DecoupledMLP", "activation_of"]
+__all__ = ["DecoupledMLP", "SplineHidden", "SplineOutput", "activation_of"]
 
 Activation = str | nn.Module | Callable[[Tensor], Tensor]
+
+
+class SplineHidden(nn.Module):
+    """The first half of a decoupled MLP, ``splines(down(x))``: stands for a linear layer and its activation.
+
+    State-dict keys: ``down.weight`` (rank, in_features), ``splines.coefficients`` (rank, n_basis), ``splines.ends``.
+    """
+
+    def __init__(
+        self, in_features: int, rank: int, *, n_basis: int, degree: int, device: Any = None, dtype: Any = None
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, rank
+        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.splines = SplineActivation(rank, n_basis=n_basis, degree=degree, uniform=True, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., rank)."""
+        return self.splines(self.down(x))  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Tensor:
+        """The projection (rank, in_features), for model code that looks at dtype or device."""
+        return self.down.weight
+
+
+class SplineOutput(nn.Module):
+    """The second half of a decoupled MLP, a linear layer from `rank` splines; keys ``up.weight`` and ``up.bias``."""
+
+    def __init__(self, rank: int, out_features: int, *, bias: bool, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.in_features, self.out_features = rank, out_features
+        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., rank) to (..., out_features)."""
+        return self.up(x)  # type: ignore[no-any-return]
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (out_features, rank)."""
+        return self.up.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, or None."""
+        return self.up.bias
 
 
 class DecoupledMLP(nn.Module):
@@ -152,7 +199,7 @@ class DecoupledMLP(nn.Module):
         """
         if self.splines.degree != 1:
             raise ValueError(f"splines must have degree 1 to be a ReLU network, got degree {self.splines.degree}")
-        t = self.splines.knots.detach().double()[:, 1:-1]  # the breaks, one for each coefficient
+        t = self.splines.grid().detach().double()[:, 1:-1]  # the breaks, one for each coefficient
         c = self.splines.coefficients.detach().double()
         lengths = t.diff(dim=1)
         if not bool((lengths > 0).all()):

@@ -24,15 +24,17 @@ class SplineActivation(nn.Module):
         Coefficients and degree (0 to 7) of each spline, ``n_basis > degree``.
     span : (float, float)
         Range of the knots, equally spaced with repeated ends; the splines begin as the identity (a stair at degree 0).
+    uniform : bool
+        Keep two numbers of each row of knots, its ends; otherwise all, which may then lie anywhere.
     device, dtype
         As in `torch.nn.Linear`.
 
     Notes
     -----
-    State-dict keys: ``coefficients`` (features, n_basis), a parameter, and ``knots`` (features, n_basis + degree + 1),
-    a buffer. The CPU runs the compiled kernels, other devices torch operations. Gradients of any order go to the input
-    and the coefficients; half precision is computed in float32. With ``coefficients.requires_grad_(False)`` the splines
-    are frozen.
+    State-dict keys: ``coefficients`` (features, n_basis), a parameter, and a buffer, ``knots`` (features,
+    n_basis + degree + 1) or, for uniform ones, ``ends`` (features, 2). The CPU runs the compiled kernels, other devices
+    torch operations. Gradients of any order go to the input and the coefficients; half precision is computed in
+    float32. With ``coefficients.requires_grad_(False)`` the splines are frozen.
 
     References
     ----------
@@ -47,6 +49,7 @@ class SplineActivation(nn.Module):
     """
 
     knots: Tensor
+    ends: Tensor
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class SplineActivation(nn.Module):
         n_basis: int = 12,
         degree: int = 3,
         span: tuple[float, float] = (-3.0, 3.0),
+        uniform: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,28 +71,31 @@ class SplineActivation(nn.Module):
         lo, hi = (float(end) for end in span)
         if not (lo < hi and abs(lo) + abs(hi) < float("inf")):
             raise ValueError(f"span must be two finite numbers in ascending order, got {span}")
-        self.features, self.n_basis, self.degree = features, n_basis, degree
-        breaks = torch.linspace(lo, hi, n_basis - degree + 1, dtype=torch.float64)
-        knots = torch.cat([breaks[:1].expand(degree), breaks, breaks[-1:].expand(degree)])
-        made = torch.empty(features, n_basis + degree + 1, device=device, dtype=dtype)
-        self.register_buffer("knots", made)
+        self.features, self.n_basis, self.degree, self.uniform = features, n_basis, degree, uniform
+        ends = torch.tensor([lo, hi], device=device, dtype=dtype).repeat(features, 1)
+        if uniform:
+            self.register_buffer("ends", ends)
+        else:
+            self.register_buffer("knots", _spread(ends, n_basis, degree))
         self.coefficients = nn.Parameter(torch.empty(features, n_basis, device=device, dtype=dtype))
-        with torch.no_grad():
-            made.copy_(knots)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Make every spline the identity (Greville's abscissae as coefficients)."""
         width = max(1, self.degree)
         with torch.no_grad():
-            windows = self.knots[:, 1 : self.n_basis + width].unfold(1, width, 1)
+            windows = self.grid()[:, 1 : self.n_basis + width].unfold(1, width, 1)
             self.coefficients.copy_(windows.mean(dim=-1))
+
+    def grid(self) -> Tensor:
+        """Return all knots, (features, n_basis + degree + 1)."""
+        return _spread(self.ends, self.n_basis, self.degree) if self.uniform else self.knots
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., features) to (..., features)."""
         if x.shape[-1:] != (self.features,):
             raise ValueError(f"x must have {self.features} features, got shape {tuple(x.shape)}")
-        return spline(x, self.knots, self.coefficients, self.degree)
+        return spline(x, self.grid(), self.coefficients, self.degree)
 
     @classmethod
     def from_splines(
@@ -97,6 +104,7 @@ class SplineActivation(nn.Module):
         coefficients: Any,
         degree: int,
         *,
+        uniform: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
@@ -108,13 +116,15 @@ class SplineActivation(nn.Module):
             Non-decreasing, with an interval of some length from ``knots[:, degree]`` to ``knots[:, k]``.
         coefficients : array_like, shape (r, k)
         degree : int
+        uniform : bool
+            Keep the ends of the knots only, which must be equally spaced between repeated ends.
         device, dtype
             Those of `coefficients` by default.
 
         Raises
         ------
         ValueError
-            If the shapes do not fit or knots decrease, are not finite or span nothing.
+            If the shapes do not fit, knots decrease, are not finite or span nothing, or are not `uniform`.
         """
         c = torch.as_tensor(coefficients)
         kind = dtype or (c.dtype if c.is_floating_point() else torch.get_default_dtype())
@@ -123,18 +133,32 @@ class SplineActivation(nn.Module):
         if c.ndim != 2 or t.ndim != 2:
             raise ValueError(f"knots and coefficients must have two axes, got {tuple(t.shape)} and {tuple(c.shape)}")
         r, k = c.shape
-        layer = cls(int(r), n_basis=int(k), degree=degree, device=where, dtype=kind)
-        if t.shape != layer.knots.shape:
+        layer = cls(int(r), n_basis=int(k), degree=degree, uniform=uniform, device=where, dtype=kind)
+        if t.shape != layer.grid().shape:
             raise ValueError(
-                f"knots must have shape {tuple(layer.knots.shape)} for the coefficients, got {tuple(t.shape)}"
+                f"knots must have shape {tuple(layer.grid().shape)} for the coefficients, got {tuple(t.shape)}"
             )
-        checked = t.detach().to("cpu", torch.float64).numpy()
-        kernels.spline_values(checked[:, :0], checked, degree, torch.zeros(r, k, dtype=torch.float64).numpy())
+        checked = t.detach().to("cpu", torch.float64)
+        kernels.spline_values(checked[:, :0].numpy(), checked.numpy(), degree, c.detach().cpu().double().numpy())
+        ends = t[:, [degree, -degree - 1]]
+        if uniform:
+            off = (_spread(checked[:, [0, -1]], int(k), degree) - checked).abs().amax(dim=1)
+            if bool((off > 64 * torch.finfo(kind).eps * checked.abs().amax(dim=1)).any()):
+                raise ValueError("knots must be equally spaced between repeated ends where uniform is true")
         with torch.no_grad():
-            layer.knots.copy_(t)
+            (layer.ends if uniform else layer.knots).copy_(ends if uniform else t)
             layer.coefficients.copy_(c)
         return layer
 
     def extra_repr(self) -> str:
         """Return the sizes that `repr` shows."""
-        return f"{self.features}, n_basis={self.n_basis}, degree={self.degree}"
+        return f"{self.features}, n_basis={self.n_basis}, degree={self.degree}, uniform={self.uniform}"
+
+
+def _spread(ends: Tensor, n_basis: int, degree: int) -> Tensor:
+    """Equally spaced knots between repeated ends, at least in float32: half precision would make them uneven."""
+    wide = ends.float() if ends.dtype in (torch.float16, torch.bfloat16) else ends
+    lo, hi = wide[:, :1], wide[:, 1:]
+    share = torch.linspace(0, 1, n_basis - degree + 1, device=wide.device, dtype=wide.dtype)
+    inner = lo + (hi - lo) * share[1:-1]
+    return torch.cat([lo.expand(-1, degree + 1), inner, hi.expand(-1, degree + 1)], dim=1)
