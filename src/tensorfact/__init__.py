@@ -26,6 +26,7 @@ from tensorfact.factor import (
     Transform,
     TruncatedLSVD,
     TTMatrix,
+    Whitened,
     balanced_shape,
     clamped_knots,
     decouple,
@@ -55,6 +56,7 @@ from tensorfact.factor import (
     tt_svd,
     tubal_rank,
     useful_ranks,
+    whitened_svd,
 )
 from tensorfact.kernels import get_num_threads, set_num_threads
 
@@ -72,6 +74,7 @@ __all__ = [
     "TrainInfo",
     "Transform",
     "TruncatedLSVD",
+    "Whitened",
     "balanced_shape",
     "clamped_knots",
     "decouple",
@@ -103,6 +106,7 @@ __all__ = [
     "tt_svd",
     "tubal_rank",
     "useful_ranks",
+    "whitened_svd",
 ]
 
 

@@ -7,6 +7,8 @@ torch nor transformers is imported for that.
 from __future__ import annotations
 
 from tensorfact.compress._method import Method, methods, register
+from tensorfact.compress._refine import Refinement
+from tensorfact.compress.calibration import Calibration
 from tensorfact.compress.checkpoint import CheckpointError
 from tensorfact.compress.dense import to_dense
 from tensorfact.compress.huggingface import register as _register_with_transformers
@@ -17,6 +19,7 @@ from tensorfact.compress.run import compress, estimate, load
 from tensorfact.compress.verify import verify
 
 __all__ = [
+    "Calibration",
     "CheckpointError",
     "DenseRecord",
     "Fidelity",
@@ -25,6 +28,7 @@ __all__ = [
     "LowRankMethod",
     "MPOMethod",
     "Method",
+    "Refinement",
     "Report",
     "compress",
     "estimate",

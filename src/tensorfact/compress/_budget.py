@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tensorfact.compress._method import Allocation, Layer, Rank
 from tensorfact.compress._patterns import matching
+from tensorfact.compress._types import is_positive_int
 from tensorfact.compress._units import PerWeight
 
 __all__ = ["BudgetOptions", "Menu", "is_positive_int", "rank_step", "share_budget"]
@@ -217,8 +218,3 @@ def _spend(shares: list[_Share], budget: int) -> None:
 def rank_step(limit: int, multiple: int) -> int:
     """Return the largest divisor of `multiple` that leaves at least 8 steps up to `limit`, or 1."""
     return max((d for d in range(1, multiple + 1) if multiple % d == 0 and d * 8 <= limit), default=1)
-
-
-def is_positive_int(value: object) -> bool:
-    """Whether `value` is an integer of at least 1, and no bool."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

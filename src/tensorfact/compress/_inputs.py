@@ -15,7 +15,7 @@ from tensorfact.compress._hf_classes import architecture_class
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SENTENCES", "Inputs", "default_inputs", "pad", "prepare", "quiet_loading"]
+__all__ = ["SENTENCES", "Inputs", "default_inputs", "load_dense", "pad", "prepare", "quiet_loading"]
 
 SENTENCES = (
     "The ferry left the harbour an hour late because of the fog.",
@@ -169,7 +169,7 @@ def _images(model: Any, seed: int) -> Inputs:
 
 def prepare(source: Any, compressed: Any, inputs: Mapping[str, Any] | None, seed: int) -> tuple[Any, Any, Inputs]:
     """Load what is given as a path, take modules as they are, and describe or make the inputs."""
-    dense = _load_dense(Path(source)) if isinstance(source, str | Path) else source.eval()
+    dense = load_dense(Path(source)) if isinstance(source, str | Path) else source.eval()
     small = _load_compressed(Path(compressed)) if isinstance(compressed, str | Path) else compressed.eval()
     if inputs is None:
         directory = source if isinstance(source, str | Path) else getattr(dense.config, "_name_or_path", "")
@@ -181,7 +181,8 @@ def prepare(source: Any, compressed: Any, inputs: Mapping[str, Any] | None, seed
     return dense, small, Inputs((dict(inputs),), (None if mask is None else mask.bool(),), words, mask is not None)
 
 
-def _load_dense(path: Path) -> Any:
+def load_dense(path: Path) -> Any:
+    """Load a checkpoint in float32 as the class that it names."""
     import torch
     import transformers
 

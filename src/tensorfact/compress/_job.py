@@ -17,14 +17,21 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress import _store
-from tensorfact.compress._method import Allocation, Layer, Method, Rank, create
+from tensorfact.compress._method import Allocation, Layer, Method, create
 from tensorfact.compress._progress import ProgressCallback, steps
 from tensorfact.compress._types import FLOAT_TYPES, nbytes
-from tensorfact.compress._units import FactoredUnit, Unit, recipe_units, stored_numbers
+from tensorfact.compress._units import Evidence, Unit, recipe_units, stored_numbers
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from tensorfact.compress.executors import Pool, Stored, run_analysis, run_factor, run_tasks
 from tensorfact.compress.plan import Plan, make_plan, require_dense
-from tensorfact.compress.records import DenseRecord, LayerRecord, Report, downsample_spectrum
+from tensorfact.compress.records import (
+    BlockRecord,
+    CalibrationRecord,
+    DenseRecord,
+    LayerRecord,
+    Report,
+    downsample_spectrum,
+)
 from tensorfact.compress.writer import CheckpointWriter, Entry
 
 __all__ = ["Job", "Modules", "RNGLike", "free_memory", "make_job"]
@@ -44,12 +51,15 @@ class Job:
     plan: Plan = field(init=False)
     allocation: Allocation = field(default_factory=lambda: Allocation({}))
     analyses: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    factored: dict[str, FactoredUnit] = field(default_factory=dict)
+    unit_recipes: dict[str, Any] | None = None
     made: dict[str, LayerRecord] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     source_files: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    calibration: CalibrationRecord | None = None
+    blocks: list[BlockRecord] = field(default_factory=list)
+    dropped: tuple[TensorInfo, ...] = ()
 
     def open(self, source: Path, targets: Modules, excluded: Modules, trust_remote_code: bool) -> None:
         start = time.perf_counter()
@@ -73,13 +83,13 @@ class Job:
         ]
         self.seconds["plan"] = time.perf_counter() - start
 
-    def share(self, pool: Pool, progress: ProgressCallback | None) -> None:
+    def share(self, pool: Pool, progress: ProgressCallback | None, evidence: Evidence | None = None) -> None:
         start = time.perf_counter()
         if self.method.needs_analysis:
             order = sorted(
                 self.plan.layers, key=lambda layer: -layer.size
             )  # the longest tasks first: workers end together
-            tasks = [(self.method, layer) for layer in order]
+            tasks = [(self.method, layer, evidence) for layer in order]
             with (
                 steps(progress, "spectra", len(order)) as step,
                 closing(run_tasks(pool, run_analysis, tasks)) as results,
@@ -116,12 +126,22 @@ class Job:
     def replaced(self) -> list[Layer]:
         return [layer for layer in self.plan.layers if layer.name in self.allocation.ranks]
 
+    def require(self, calibration: Any) -> None:
+        """Refuse a method that cannot do without data."""
+        if self.method.needs_calibration and calibration is None:
+            raise ValueError(f"calibration must be given: the {self.method.name} method cannot do without data")
+
+    def has_groups(self) -> bool:
+        """Whether the method factors several weights at once."""
+        return any(len(unit.layers) > 1 for unit in self.method.units(self.plan.layers))
+
     def units(self) -> tuple[Unit, ...]:
         return self.method.units(self.replaced())
 
     def recipe(self) -> dict[str, Any]:
         """What loading needs to know, as in ``config.json``."""
-        return {"ranks": self.allocation.ranks, "units": recipe_units(self.units(), self.factored)}
+        units = recipe_units(self.units(), {}) if self.unit_recipes is None else self.unit_recipes
+        return {"ranks": self.allocation.ranks, "units": units}
 
     def factor(self, pool: Pool, writer: CheckpointWriter, progress: ProgressCallback | None) -> None:
         start = time.perf_counter()
@@ -136,7 +156,7 @@ class Job:
                 layer = order[index]
                 for suffix, values in stored.factored.arrays.items():
                     writer.write(f"{layer.name}.{suffix}", values)
-                self.made[layer.name] = self._record(layer, sizes[layer.name], stored)
+                self.made[layer.name] = self.record(layer, sizes[layer.name], stored)
                 del stored
                 step(layer.name)
         self.seconds["factor"] = time.perf_counter() - start
@@ -152,7 +172,7 @@ class Job:
         for file in (self.checkpoint.directory / "config.json", *self.checkpoint.weight_files):
             self.source_files[file.name] = _store.describe(file)
 
-    def _record(self, layer: Layer, after: int, stored: Stored | None) -> LayerRecord:
+    def record(self, layer: Layer, after: int, stored: Stored | None) -> LayerRecord:
         rank = self.allocation.ranks[layer.name]
         analysis = self.analyses.get(layer.name, np.empty(0))
         predicted = self.method.predicted_error(analysis, rank)
@@ -183,7 +203,7 @@ class Job:
 
     def report(self, label: str, out: str | None, executor: str) -> Report:
         sizes = self.sizes()
-        replaced = [self.made.get(la.name) or self._record(la, sizes[la.name], None) for la in self.replaced()]
+        replaced = [self.made.get(la.name) or self.record(la, sizes[la.name], None) for la in self.replaced()]
         targeted = {layer.info.name: layer for layer in self.plan.layers}
         dense = []
         for key, info in self.checkpoint.tensors.items():
@@ -197,6 +217,7 @@ class Job:
         saved = sum(record.params_before - record.params_after for record in replaced)
         saved_bytes = sum(record.bytes_before - record.bytes_after for record in replaced)
         before = sum(layer.size for layer in self.plan.layers)
+        gone, gone_bytes = (sum(getattr(info, key) for info in self.dropped) for key in ("size", "nbytes"))
         return Report(
             method=self.method.name,
             options={**_store.options(self.method), "rng": self.seed},
@@ -208,9 +229,9 @@ class Job:
             targeted_before=before,
             targeted_after=before - saved,
             params_before=self.checkpoint.size,
-            params_after=self.checkpoint.size - saved,
+            params_after=self.checkpoint.size - saved - gone,
             bytes_before=self.checkpoint.nbytes,
-            bytes_after=self.checkpoint.nbytes - saved_bytes,
+            bytes_after=self.checkpoint.nbytes - saved_bytes - gone_bytes,
             layers=tuple(replaced),
             dense=tuple(dense),
             seconds=dict(self.seconds),
@@ -218,19 +239,15 @@ class Job:
             notes=(*self.notes, *_kernel_note()),
             versions=_store.versions(),
             dry_run=out is None,
+            calibration=self.calibration,
+            blocks=tuple(self.blocks),
         )
 
 
-def make_job(
-    method: str | Method, options: Mapping[str, Any], param_ratio: float, calibration: Any, rng: RNGLike
-) -> Job:
+def make_job(method: str | Method, options: Mapping[str, Any], param_ratio: float, rng: RNGLike) -> Job:
     if isinstance(param_ratio, bool) or not isinstance(param_ratio, int | float) or not 0 < param_ratio <= 1:
         raise ValueError(f"param_ratio must be in (0, 1]: the share of the parameters that stays, got {param_ratio!r}")
     made = create(method, options)
-    if calibration is not None:
-        raise ValueError(
-            f"calibration must be None: the {made.name} method uses no data in this version, got {calibration!r}"
-        )
     try:
         generator = np.random.default_rng(rng)
     except (TypeError, ValueError) as error:

@@ -106,9 +106,9 @@ class Method(Protocol):
 
     `pattern` is a regular expression that matches the suffixes of its arrays and nothing else; `bias` is the suffix
     under which its module keeps a bias. A task holds at most about `memory` times its weight, the weight included.
-    `remark` goes into the notes of every report: what rank and spectrum mean. `samples` is how many inputs of each layer
-    `Evidence.inputs` can give, `stored_types` maps suffixes of arrays that are not of their weight's type to safetensors
-    types, and `alone` says whether `module` makes a layer that can be timed by itself.
+    `remark` goes into the notes of every report: what rank and spectrum mean. `samples` is how many inputs of a layer
+    `Evidence.inputs` can give, `stored_types` maps suffixes of arrays that are not of the type of weights to those of
+    safetensors, and `alone` says whether `module` makes a layer that can be timed by itself.
     """
 
     name: ClassVar[str]

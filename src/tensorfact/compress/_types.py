@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BITS", "FLOAT_TYPES", "INTEGER_TYPES", "decode", "encode", "nbytes", "storage", "stored_type"]
+__all__ = [
+    "BITS",
+    "FLOAT_TYPES",
+    "INTEGER_TYPES",
+    "decode",
+    "encode",
+    "is_positive_int",
+    "nbytes",
+    "storage",
+    "stored_type",
+]
 
 # Bits an element, for every type name of the safetensors format (sub-byte types included).
 BITS = {
@@ -68,3 +78,8 @@ def stored_type(values: npt.NDArray[Any], dtype: str) -> str:
     if not own:
         raise ValueError(f"an array must be floating, integer or boolean to be stored, got {values.dtype}")
     return own[0]
+
+
+def is_positive_int(value: object) -> bool:
+    """Whether `value` is an integer of at least 1, and no bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -97,6 +97,10 @@ class Trainer:
     def finish(self) -> None:
         """Bring the modules to the form that is stored; called once, on the state that is kept."""
 
+    def ranks(self) -> Mapping[str, Rank]:
+        """Return ranks that training has changed (how many numbers a mask keeps), by layer; asked after `finish`."""
+        return {}
+
 
 class PerWeight:
     """Defaults for a method that turns one weight at a time into arrays of its own, without data."""
@@ -196,7 +200,7 @@ def stored_numbers(
             sizes[key] = math.prod(shape) * BITS[method.stored_types.get(suffix, layer.info.dtype)]
             shared.setdefault(ties.get(key, key), []).append(layer.name)
     for key, names in shared.items():
-        size = sizes[key] if key in sizes else 0
+        size = sizes.get(key, 0)
         for i, name in enumerate(names):
             bits[name] += size * (i + 1) // len(names) - size * i // len(names)
     return {layer.name: -(-bits[layer.name] // BITS[layer.info.dtype]) for layer in layers}

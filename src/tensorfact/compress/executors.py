@@ -27,9 +27,19 @@ import numpy.typing as npt
 from tensorfact import kernels
 from tensorfact.compress._method import Factored, Layer, Method, Rank
 from tensorfact.compress._types import FLOAT_TYPES, decode, encode
+from tensorfact.compress._units import Evidence
 from tensorfact.compress.checkpoint import read_weight
 
-__all__ = ["Pool", "open_pool", "run_analysis", "run_factor", "run_tasks", "single_threaded"]
+__all__ = [
+    "Pool",
+    "open_pool",
+    "read_layer",
+    "run_analysis",
+    "run_factor",
+    "run_tasks",
+    "single_threaded",
+    "task_rng",
+]
 
 _T = TypeVar("_T")
 
@@ -187,11 +197,12 @@ class Stored:
     seconds: float
 
 
-def run_analysis(method: Method, layer: Layer) -> Analysed:
-    """Task of the first phase: read a weight and analyse it."""
+def run_analysis(method: Method, layer: Layer, evidence: Evidence | None = None) -> Analysed:
+    """Task of the first phase: read a weight and analyse it, with what is known of its inputs."""
     start = time.perf_counter()
     with single_threaded():
-        values = method.analyse(_read(layer))
+        weight = read_layer(layer)
+        values = method.analyse(weight) if evidence is None else method.analyse_with(layer, weight, evidence)
     return Analysed(values, time.perf_counter() - start)
 
 
@@ -202,7 +213,7 @@ def run_factor(method: Method, layer: Layer, rank: Rank, seed: int) -> Stored:
     """
     start = time.perf_counter()
     with single_threaded():
-        weight = _read(layer)
+        weight = read_layer(layer)
         made = method.factor(weight, rank, rng=task_rng(seed, layer.name))
         dtype = layer.info.dtype
         with np.errstate(over="ignore"):  # said below, by name
@@ -224,7 +235,8 @@ def task_rng(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])
 
 
-def _read(layer: Layer) -> npt.NDArray[Any]:
+def read_layer(layer: Layer) -> npt.NDArray[Any]:
+    """Read one weight as (out, in)."""
     weight = read_weight(layer.info)
     return weight if layer.kind == "linear" else weight.T
 

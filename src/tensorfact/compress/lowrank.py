@@ -16,7 +16,9 @@ import scipy.linalg
 
 from tensorfact.compress._budget import BudgetOptions, Menu, is_positive_int, share_budget
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
+from tensorfact.compress._units import Evidence, FactoredUnit, PerWeight, Unit
 from tensorfact.factor.low_rank import randomized_svd, singular_values
+from tensorfact.factor.whitened import whitened_singular_values, whitened_svd
 
 __all__ = ["LowRankMethod", "break_even"]
 
@@ -78,6 +80,12 @@ class LowRankMethod(BudgetOptions):
         """Return all singular values, descending."""
         return np.asarray(singular_values(weight), dtype=np.float64)
 
+    def analyse_with(self, layer: Layer, weight: npt.NDArray[Any], evidence: Evidence, /) -> npt.NDArray[np.float64]:
+        """Return all singular values of the weight on its inputs: what a rank loses of the outputs."""
+        if not evidence.count(layer.name):
+            return self.analyse(weight)
+        return whitened_singular_values(weight, evidence.gram(layer.name))
+
     def spectrum(self, analysis: npt.NDArray[np.float64], /) -> npt.NDArray[np.float64]:
         """Return the singular values."""
         return analysis
@@ -108,6 +116,30 @@ class LowRankMethod(BudgetOptions):
             result.info.path,
             np.asarray(result.s, dtype=np.float64),
             tuple(result.info.notes),
+        )
+
+    def factor_unit(
+        self,
+        unit: Unit,
+        weights: Mapping[str, npt.NDArray[Any]],
+        ranks: Mapping[str, Rank],
+        /,
+        *,
+        rng: np.random.Generator,
+        evidence: Evidence | None,
+    ) -> FactoredUnit:
+        """Return the factors that lose least of the outputs on the calibration data, if there are some."""
+        (layer,) = unit.layers
+        if evidence is None or not evidence.count(layer.name):
+            # not super(): a dataclass with slots is another class than the one that its methods were made in
+            return PerWeight.factor_unit(self, unit, weights, ranks, rng=rng, evidence=evidence)
+        made = whitened_svd(weights[layer.name], evidence.gram(layer.name), rank=_int(ranks[layer.name]))
+        left, right = made.factors(split=self.split)
+        return FactoredUnit(
+            {f"{layer.name}.down.weight": right, f"{layer.name}.up.weight": left},
+            {layer.name: made.weight_error},
+            f"whitened-{made.path}",
+            {layer.name: np.asarray(made.s, dtype=np.float64)},
         )
 
     def _exact(self, weight: npt.NDArray[Any], rank: int) -> Factored:

@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["REPORT_VERSION", "DenseRecord", "Fidelity", "Latency", "LayerRecord", "Report", "downsample_spectrum"]
+__all__ = [
+    "REPORT_VERSION",
+    "BlockRecord",
+    "CalibrationRecord",
+    "DenseRecord",
+    "Fidelity",
+    "Latency",
+    "LayerRecord",
+    "Report",
+    "downsample_spectrum",
+]
 
 REPORT_VERSION = 1
 
@@ -61,6 +71,8 @@ class LayerRecord:
         Fallbacks and remarks of the factorisation.
     latency_before_ms, latency_after_ms : float or None
         Median time of this layer alone on `Latency.layer_input`, dense and factored. None when it was not measured.
+    output_error : float or None
+        Relative error of the layer's outputs on the inputs that it has in the dense model, over the calibration data.
     """
 
     name: str
@@ -82,6 +94,33 @@ class LayerRecord:
     notes: tuple[str, ...] = ()
     latency_before_ms: float | None = None
     latency_after_ms: float | None = None
+    output_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRecord:
+    """One block, or several that share arrays, trained to give the outputs of the dense model.
+
+    The losses are squared errors of the outputs relative to their squared norm, on samples that were not trained on;
+    `loss_after` is never above `loss_before`, because training that does not help is dropped. `steps` are those taken.
+    """
+
+    name: str
+    layers: int
+    loss_before: float
+    loss_after: float
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRecord:
+    """The data that a run learned from: what they are in words, how many, and how blocks were trained (or None)."""
+
+    description: str
+    samples: int
+    positions: int
+    refinement: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +209,10 @@ class Report:
         True for `estimate`: nothing was written, errors are predictions.
     created : str
         Time of the run, ISO 8601 with its zone; empty when unknown.
+    calibration : CalibrationRecord or None
+        The data, where there were some.
+    blocks : tuple of BlockRecord
+        Blocks that were trained on them.
     """
 
     method: str
@@ -196,6 +239,8 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
     created: str = ""
+    calibration: CalibrationRecord | None = None
+    blocks: tuple[BlockRecord, ...] = ()
 
     @property
     def achieved_ratio(self) -> float:
@@ -236,8 +281,9 @@ class Report:
             content["layers"] = tuple(_layer(item) for item in content["layers"])
             content["dense"] = tuple(_dense(item) for item in content["dense"])
             content["notes"] = tuple(content["notes"])
-            for key, kind in (("latency", Latency), ("fidelity", Fidelity)):
-                if content[key] is not None:
+            content["blocks"] = tuple(BlockRecord(**item) for item in content.get("blocks", ()))
+            for key, kind in (("latency", Latency), ("fidelity", Fidelity), ("calibration", CalibrationRecord)):
+                if content.get(key) is not None:
                     content[key] = kind(**content[key])
             return cls(**content)
         except (KeyError, TypeError) as error:

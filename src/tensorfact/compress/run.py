@@ -14,16 +14,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tensorfact.compress import _store
 from tensorfact.compress._atomic import check_target, make_hidden, remove_abandoned
+from tensorfact.compress._held import HeldRun
 from tensorfact.compress._job import Modules, RNGLike, free_memory, make_job
 from tensorfact.compress._method import Method, Rank
 from tensorfact.compress._progress import ProgressCallback, progress_of
+from tensorfact.compress._refine import Refinement
+from tensorfact.compress._state import State
 from tensorfact.compress.executors import open_pool
 from tensorfact.compress.records import Report
 from tensorfact.compress.writer import CheckpointWriter, parse_size
@@ -44,6 +47,7 @@ def compress(
     rank_multiple: int | None = None,
     options: Mapping[str, Any] | None = None,
     calibration: Any = None,
+    refine: bool | Refinement | None = None,
     target_modules: Modules = None,
     exclude_modules: Modules = None,
     executor: str | Executor | None = None,
@@ -78,8 +82,14 @@ def compress(
         Ranks are multiples of it (8); less for small matrices.
     options : dict, optional
         Further options of the method by name.
-    calibration : None
-        Reserved for methods that use data.
+    calibration : path, texts, tensors, iterable of batches or Calibration, optional
+        Unlabelled samples; see `Calibration`. The dense model runs over them once, and methods that can do so replace
+        its weights with regard to the inputs that these have there. Needs torch and transformers, and memory for the
+        model in float32. A run that was stopped goes on where it was, if the same call is made again: until it is
+        complete, its state lies in a hidden directory beside `out`.
+    refine : bool or Refinement, optional
+        Train the factors of each block, with its norms and biases, until the block's outputs are those of the dense
+        model; see `Refinement`. None does so where there is `calibration`. Costs most of the time, and gains most.
     target_modules, exclude_modules : str or list of str, optional
         Names, dotted suffixes (``"q_proj"``) or ``re:`` expressions. None targets every linear weight except output
         heads, expert routers and tied weights.
@@ -128,16 +138,26 @@ def compress(
     given = Path(model_or_path) if isinstance(model_or_path, str | os.PathLike) else None
     check_target(target, overwrite=overwrite, source=given)
     extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple)
-    job = make_job(method, {**(options or {}), **extra}, param_ratio, calibration, rng)
+    job = make_job(method, {**(options or {}), **extra}, param_ratio, rng)
+    job.require(calibration)
+    refinement = _refinement(refine, calibration)
     with _directory(model_or_path, out=target) as (source, label):
         job.open(source, target_modules, exclude_modules, trust_remote_code)
-        with (
-            CheckpointWriter(out, overwrite=overwrite, source=source) as writer,
-            open_pool(executor, most=job.most_workers()) as pool,
-        ):
-            job.share(pool, report_progress)
-            writer.layout(job.entries(), max_shard_size=shard_size)
-            job.factor(pool, writer, report_progress)
+        with ExitStack() as stack:
+            state = stack.enter_context(State(target)) if calibration is not None or job.has_groups() else None
+            writer = stack.enter_context(CheckpointWriter(out, overwrite=overwrite, source=source))
+            pool = stack.enter_context(open_pool(executor, most=job.most_workers()))
+            if state is None:
+                job.share(pool, report_progress)
+                writer.layout(job.entries(), max_shard_size=shard_size)
+                job.factor(pool, writer, report_progress)
+            else:
+                seed = None if rng is None else job.seed
+                held = HeldRun(job, state, pool, report_progress, calibration, refinement, seed)
+                held.run()
+                result = held.result()
+                writer.layout(result.entries(), max_shard_size=shard_size)
+                result.write(writer)
             writer.finish_tensors()
             report = job.report(label, str(out), pool.label)
             _store.write_files(writer, job.checkpoint, job.plan.layers, report, job.recipe()["units"])
@@ -179,7 +199,7 @@ def estimate(
     """
     begin = time.perf_counter()
     extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple)
-    job = make_job(method, {**(options or {}), **extra}, param_ratio, None, 0)
+    job = make_job(method, {**(options or {}), **extra}, param_ratio, 0)
     with _directory(model_or_path, out=None) as (source, label):
         job.open(source, target_modules, exclude_modules, trust_remote_code)
         with open_pool(executor, most=job.most_workers()) as pool:
@@ -198,6 +218,16 @@ def load(path: str | os.PathLike[str], **kwargs: Any) -> Any:
     from tensorfact.compress.huggingface import load_model
 
     return load_model(Path(path), **kwargs)
+
+
+def _refinement(refine: bool | Refinement | None, calibration: Any) -> Refinement | None:
+    if refine not in (None, False) and calibration is None:
+        raise ValueError("calibration must be given for refine: blocks are trained on the outputs that they give on it")
+    if refine is None or isinstance(refine, bool):
+        return None if refine is False or calibration is None else Refinement()
+    if not isinstance(refine, Refinement):
+        raise ValueError(f"refine must be a boolean or a Refinement, got {refine!r}")
+    return refine
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tensorfact.factor.sampling import mlp_jacobians, sample_jacobians
 from tensorfact.factor.splines import BSplineBasis
 from tensorfact.factor.tensor_train import tt_svd
 from tensorfact.factor.tt_matrix import tt_matrix_svd
+from tensorfact.factor.whitened import Whitened, whitened_singular_values, whitened_svd
 
 __all__ = [
     "LSVD",
@@ -37,6 +38,7 @@ __all__ = [
     "TrainInfo",
     "Transform",
     "TruncatedLSVD",
+    "Whitened",
     "balanced_shape",
     "clamped_knots",
     "decouple",
@@ -66,4 +68,6 @@ __all__ = [
     "tt_svd",
     "tubal_rank",
     "useful_ranks",
+    "whitened_singular_values",
+    "whitened_svd",
 ]
