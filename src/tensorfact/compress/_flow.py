@@ -28,7 +28,13 @@ __all__ = ["Flow", "open_model"]
 
 def open_model(directory: Path, device: str) -> Any:
     """Load a checkpoint in float32, to be looked at and changed in place."""
-    model = load_dense(directory).to(device)
+    try:
+        model = load_dense(directory).to(device)
+    except Exception as error:  # whatever transformers and the files have to say
+        raise ValueError(
+            f"calibration needs a model that loads, {str(directory)!r} does not: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
     model.config.use_cache = False  # a cache would pass from block to block and grow
     return model.requires_grad_(False)
 
@@ -130,6 +136,16 @@ class Flow:
                 if id(parameter) in own or (parameter.ndim < 2 and parameter.is_floating_point()):
                     found[f"{prefix}.{name}"] = parameter
         return found
+
+    def keep_biases(self, biases: Mapping[str, Any], suffix: str) -> None:
+        """Put the biases that linear modules had, by module name, into those that have taken their places."""
+        import torch
+
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name, bias in biases.items():
+                if f"{name}.{suffix}" in state:  # else the method has a use of its own for it
+                    state[f"{name}.{suffix}"].copy_(bias)
 
     def fill(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Put stored arrays, given as numbers under their full names, into the model."""

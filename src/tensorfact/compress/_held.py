@@ -216,7 +216,9 @@ class HeldRun:
     def _install(self, stage: Stage, flow: Flow, facts: Mapping[str, Any]) -> None:
         names = {layer.name: flow.names[layer.name] for unit in stage.units for layer in unit.layers}
         ranks = {**self.job.allocation.ranks, **{k: as_rank(v) for k, v in facts["ranks"].items()}}
+        biases = {name: flow.model.get_submodule(place).bias for name, place in names.items()}
         self.job.method.install(flow.model, names, ranks, {"ranks": ranks, "units": facts["units"]})
+        flow.keep_biases({names[name]: bias for name, bias in biases.items() if bias is not None}, self.job.method.bias)
 
     def _refined(
         self, stage: Stage, flow: Flow, span: Span, made: dict[str, StoredUnit], step: Step

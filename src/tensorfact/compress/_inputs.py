@@ -15,7 +15,7 @@ from tensorfact.compress._hf_classes import architecture_class
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SENTENCES", "Inputs", "default_inputs", "load_dense", "pad", "prepare", "quiet_loading"]
+__all__ = ["SENTENCES", "Inputs", "default_inputs", "has_tokenizer", "load_dense", "pad", "prepare", "quiet_loading"]
 
 SENTENCES = (
     "The ferry left the harbour an hour late because of the fog.",
@@ -109,10 +109,15 @@ def _sentences(model: Any, directory: Path | None) -> Inputs | None:
     return Inputs(tuple(batches), tuple(masks), f"{len(encoded)} built-in English sentences, {tokens} tokens", True)
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Return whether a checkpoint has the files of a tokenizer; transformers makes an empty one where it has none."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
+    return any((directory / name).is_file() for name in names)
+
+
 def _tokenize(directory: Path) -> list[list[int]] | None:
     """Token ids of the built-in sentences, or None where the checkpoint has no tokenizer that loads offline."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
-    if not any((directory / name).is_file() for name in names):
+    if not has_tokenizer(directory):
         return None
     from transformers import AutoTokenizer
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorfact.compress._inputs import quiet_loading
+from tensorfact.compress._inputs import has_tokenizer, quiet_loading
 
 __all__ = ["context_of", "read_texts", "tokenize"]
 
@@ -134,6 +134,8 @@ def _tokenizer(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        if not has_tokenizer(directory):
+            raise OSError("there is none")
         with quiet_loading():
             return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a tokenizer may fail in any way of its own

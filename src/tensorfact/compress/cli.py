@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tensorfact.compress._arguments import data_arguments, data_of, output_arguments, plan_arguments
+
 __all__ = ["main"]
 
 _EPILOG = """\
@@ -24,6 +26,7 @@ examples:
   tensorfact estimate ./model --param-ratio 0.5
   tensorfact compress ./model ./model-small --param-ratio 0.5 --rng 0
   tensorfact compress ./model ./model-mpo --param-ratio 0.5 --method mpo --option order=3
+  tensorfact compress ./model ./model-fit --param-ratio 0.5 --calibration texts.txt
   tensorfact report ./model-small --html page.html
   tensorfact to-dense ./model-small ./model-plain
 """
@@ -76,6 +79,7 @@ def _compress(arguments: argparse.Namespace) -> tuple[int, str]:
         overwrite=arguments.overwrite,
         max_shard_size=arguments.max_shard_size,
         compare=False if arguments.no_compare else None,
+        **data_of(arguments),
     )
     return 0, render_terminal(report)
 
@@ -169,14 +173,15 @@ def _parser() -> argparse.ArgumentParser:
     command = add("compress", _compress, "write a smaller version of a checkpoint")
     command.add_argument("model", metavar="MODEL", help="Hugging Face checkpoint directory (safetensors)")
     command.add_argument("out", metavar="OUT", help="directory to be written; it appears when it is complete")
-    _plan_arguments(command)
+    plan_arguments(command)
     command.add_argument("--rng", type=int, metavar="SEED", help="seed: same seed, same bits, on every executor")
+    data_arguments(command)
     command.add_argument("--no-compare", action="store_true", help="do not measure outputs and latency of both models")
-    _output_arguments(command)
+    output_arguments(command)
 
     command = add("estimate", _estimate, "say what compress would do, without writing")
     command.add_argument("model", metavar="MODEL", help="Hugging Face checkpoint directory (safetensors)")
-    _plan_arguments(command)
+    plan_arguments(command)
     command.add_argument("--json", action="store_true", help="print the report as JSON")
 
     command = add("report", _report, "show the report of a compressed checkpoint again")
@@ -192,83 +197,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", metavar="PATH")
     command.add_argument("out", metavar="OUT")
     command.add_argument("--no-progress", action="store_true", help="no progress bar")
-    _output_arguments(command)
+    output_arguments(command)
 
     command = add("info", _info, "say what a checkpoint holds")
     command.add_argument("path", metavar="PATH")
     return parser
-
-
-def _plan_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--param-ratio",
-        type=float,
-        required=True,
-        metavar="R",
-        help="share of the targeted parameters that stays, in (0, 1]",
-    )
-    command.add_argument("--method", default="lowrank", help="lowrank or mpo (default: lowrank)")
-    command.add_argument(
-        "--allocation", choices=("spectrum", "uniform"), help="how ranks share the budget (default: spectrum)"
-    )
-    command.add_argument(
-        "--target",
-        action="append",
-        metavar="NAME",
-        help="module name, suffix or re:EXPRESSION to compress; may be repeated",
-    )
-    command.add_argument("--exclude", action="append", metavar="NAME", help="module to leave dense; may be repeated")
-    command.add_argument(
-        "--rank",
-        action="append",
-        default=[],
-        type=_rank,
-        metavar="NAME=R",
-        help="rank of a module, or its bonds as in NAME=8,12; may be repeated",
-    )
-    command.add_argument("--rank-multiple", type=int, metavar="N", help="ranks are multiples of N (default: 8)")
-    command.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        type=_option,
-        metavar="NAME=VALUE",
-        help="option of the method; may be repeated",
-    )
-    command.add_argument(
-        "--executor",
-        metavar="WHERE",
-        help="serial, threads:N, processes:N or dask:ADDRESS (default: one thread a core)",
-    )
-    command.add_argument("--no-progress", action="store_true", help="no progress bar")
-    command.add_argument("--trust-remote-code", action="store_true", help="run code that lies in the checkpoint")
-
-
-def _output_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    command.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="largest weight file (default: 5GB)")
-
-
-def _rank(text: str) -> tuple[str, int | tuple[int, ...]]:
-    name, _, rank = text.rpartition("=")
-    numbers = rank.split(",")
-    if not name or not all(number.isdecimal() for number in numbers):
-        raise argparse.ArgumentTypeError(f"must look like q_proj=64 or q_proj=8,12, got {text!r}")
-    return name, int(rank) if len(numbers) == 1 else tuple(map(int, numbers))
-
-
-def _option(text: str) -> tuple[str, bool | int | float | str]:
-    name, found, value = text.partition("=")
-    if not name or not found:
-        raise argparse.ArgumentTypeError(f"must look like n_iter=4, got {text!r}")
-    if value in ("true", "false"):
-        return name, value == "true"
-    for convert in (int, float):
-        try:
-            return name, convert(value)
-        except ValueError:
-            continue
-    return name, value
 
 
 def _message(error: Exception) -> str:

@@ -24,6 +24,7 @@ from tensorfact.compress._grouping import (
     title,
     true_width,
 )
+from tensorfact.compress._report_blocks import learned
 from tensorfact.compress.records import LayerRecord, Report
 
 __all__ = ["render_terminal"]
@@ -65,7 +66,13 @@ def render_terminal(report: Report, *, width: int | None = None, condensed: bool
         lines += ["", *_table(rows, _totals(report), width)]
     else:
         lines += ["", "no weight was compressed", *(_GAP.join(row).rstrip() for row in _totals(report))]
-    lines += ["", *_dense_lines(report), *_measured(report), *(f"note: {note}" for note in report.notes)]
+    lines += [
+        "",
+        *_dense_lines(report),
+        *learned(report),
+        *_measured(report),
+        *(f"note: {note}" for note in report.notes),
+    ]
     return "\n".join(piece for line in lines for piece in _wrap(printable(line), width)).rstrip() + "\n"
 
 

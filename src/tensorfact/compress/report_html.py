@@ -22,6 +22,7 @@ from tensorfact.compress._grouping import (
     mean_error,
     title,
 )
+from tensorfact.compress._report_blocks import blocks_section
 from tensorfact.compress.records import LayerRecord, Report
 
 __all__ = ["render_html"]
@@ -46,7 +47,7 @@ def render_html(report: Report) -> str:
     parts = [_head(report), _page.tiles(_tiles(report)), _sizes(report, kinds)]
     if kinds:
         parts += [_kinds(report, kinds), _layer_table(report)]
-    parts += [_dense(report), _how(report)]
+    parts += [blocks_section(report), _dense(report), _how(report)]
     return _page.page(f"{title(report)}: compression report", "\n".join(parts))
 
 
@@ -263,6 +264,11 @@ def _how(report: Report) -> str:
         slower = sum(map(is_slower, report.layers))
         words = f"median {statistics.median(speeds):.2f} times as fast as dense; {slower} of {len(speeds)} are slower"
         items.append(("single layers", words))
+    if report.calibration is not None:
+        refinement = report.calibration.refinement
+        words = "" if refinement is None else "; ".join(f"{key} {value}" for key, value in refinement.items())
+        items.append(("calibration", report.calibration.description))
+        items.append(("refinement", words or "none"))
     items += [("note", note) for note in report.notes]
     return _page.section("How this was made", "", f'<div class="card">{_page.facts(items)}</div>')
 

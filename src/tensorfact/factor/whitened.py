@@ -230,6 +230,8 @@ def _input(weight: Array, gram: Array) -> tuple[Array, npt.NDArray[np.float64]]:
     """The same from ``A G^(1/2)``, with the root from the eigenvalues of G: cheaper where m > n."""
     scales, basis = _eigh(gram)
     kept = scales > len(scales) * np.finfo(np.float64).eps * scales[0]
+    if not kept.any():
+        return weight[:, :0], scales[:0]
     root = (weight @ basis[:, kept]) * np.sqrt(scales[kept])
     values, right = _eigh(root.conj().T @ root)
     right, values = _significant(right, values)
