@@ -70,6 +70,7 @@ def run_peer(python: str, folder: Path, mode: str) -> dict[str, Any]:
     environment.pop("PYTHONPATH", None)
     command = [
         python,
+        "-P",  # a module here has the name of the peer's package
         str(Path(__file__).resolve()),
         "--worker",
         str(folder),
