@@ -67,10 +67,11 @@ def experiment(
     epochs: int = 20,
     distil_epochs: int = 5,
     shares: Sequence[float] = SHARES,
+    samples: int = 4000,
     keep: Any = None,
 ) -> dict[str, Any]:
     """Fill `result`, calling `keep` after every student."""
-    result["protocol"] = {"epochs": epochs, "distil_epochs": distil_epochs, "shares": list(shares)}
+    result["protocol"] = {"epochs": epochs, "distil_epochs": distil_epochs, "shares": list(shares), "samples": samples}
     runs = result.setdefault("runs", {})
     for seed in seeds:
         wanted = [(method, share) for share in shares for method in arms.METHODS]
@@ -86,7 +87,7 @@ def experiment(
         for method, share in wanted:
             name = f"{seed} {method} {share}"
             if name not in runs:
-                runs[name] = run(teacher, images, method, share, seed=seed, epochs=distil_epochs)
+                runs[name] = run(teacher, images, method, share, seed=seed, epochs=distil_epochs, samples=samples)
                 if keep is not None:
                     keep(result)
                 print(name, json.dumps(runs[name]), flush=True)
