@@ -10,6 +10,7 @@ from tensorfact.compress._method import Method, methods, register
 from tensorfact.compress._refine import Refinement
 from tensorfact.compress.calibration import Calibration
 from tensorfact.compress.checkpoint import CheckpointError
+from tensorfact.compress.decouple import DecoupleMethod
 from tensorfact.compress.dense import to_dense
 from tensorfact.compress.fips import FipsMethod
 from tensorfact.compress.huggingface import register as _register_with_transformers
@@ -22,6 +23,7 @@ from tensorfact.compress.verify import verify
 __all__ = [
     "Calibration",
     "CheckpointError",
+    "DecoupleMethod",
     "DenseRecord",
     "Fidelity",
     "FipsMethod",
