@@ -66,6 +66,13 @@ bool run_facewise_at(std::uintptr_t x, std::uintptr_t faces, std::uintptr_t forw
                        {reinterpret_cast<T*>(y), {tokens, p * n}, {p * n, 1}}, last, local_workspace(), nthreads);
 }
 
+template <class T>
+bool run_tube_faces_at(std::uintptr_t x, std::uintptr_t forward, std::uintptr_t faces, index rows, index columns, index p, bool last, int nthreads) {
+    nogil released;
+    return tube_faces<T>({reinterpret_cast<const T*>(x), {rows, columns * p}, {columns * p, 1}}, p, reinterpret_cast<const T*>(forward),
+                         reinterpret_cast<T*>(faces), last, nthreads);
+}
+
 }  // namespace
 
 void bind_facewise(py::module_& m) {
@@ -82,6 +89,12 @@ void bind_facewise(py::module_& m) {
             return (wide ? run_facewise_at<double> : run_facewise_at<float>)(x, faces, forward, inverse, bias, y, size, stride, last, nthreads);
         },
         "wide"_a, "x"_a, "faces"_a, "forward"_a, "inverse"_a, "bias"_a, "y"_a, "sizes"_a, "strides"_a, "last"_a, "nthreads"_a);
+    m.def(
+        "tube_faces_at",
+        [](bool wide, std::uintptr_t x, std::uintptr_t forward, std::uintptr_t faces, index rows, index columns, index p, bool last, int nthreads) {
+            return (wide ? run_tube_faces_at<double> : run_tube_faces_at<float>)(x, forward, faces, rows, columns, p, last, nthreads);
+        },
+        "wide"_a, "x"_a, "forward"_a, "faces"_a, "rows"_a, "columns"_a, "p"_a, "last"_a, "nthreads"_a);
 }
 
 }  // namespace tensorfact::bind

@@ -136,6 +136,7 @@ bool facewise(Mat<const T> x, const Faces<T>& w, const T* forward, const T* inve
 // The faces (p, rows, columns) of x (rows, columns p or p columns), one after the other in out. Returns whether x is finite.
 template <class T>
 bool tube_faces(Mat<const T> x, index p, const T* forward, T* out, bool last, int nthreads) {
+    require(p >= 1 && p <= max_tube, "tube_faces: tubes must have 1 to ", max_tube, " numbers, got ", p);
     const index rows = x.shape[0], columns = x.shape[1] / p;
     const T* xs = contiguous(x, "x");
     std::atomic<bool> finite{true};

@@ -35,13 +35,17 @@ def test_opcheck(last: bool, dtype: Any) -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     if dtype == torch.float64:
         checks += ("test_aot_dispatch_dynamic",)
-    torch.library.opcheck(operator, made(last=last, dtype=dtype), test_utils=checks)
+    x, faces, forward, inverse, bias, _ = made(last=last, dtype=dtype)
+    torch.library.opcheck(operator, (x, faces, forward, inverse, bias, last), test_utils=checks)
+    torch.library.opcheck(torch.ops.tensorfact.tube_faces.default, (x, forward, last), test_utils=checks)
 
 
 @pytest.mark.parametrize("last", [True, False])
 def test_gradients_of_everything(last: bool) -> None:
     assert gradcheck(operator, made(last=last))
     assert gradgradcheck(operator, made(p=2, last=last, n=2))
+    x, _, forward, _, _, _ = made(last=last)
+    assert gradcheck(torch.ops.tensorfact.tube_faces.default, (x, forward, last))
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -63,7 +67,7 @@ def test_leading_axes_and_strides() -> None:
     expected = operator(several.reshape(-1, *x.shape[1:]), faces, forward, inverse, None, True)
     torch.testing.assert_close(operator(several, faces, forward, inverse, None, True).flatten(0, 2), expected)
     strided = several.permute(2, 0, 1, 3, 4)
-    torch.testing.assert_close(operator(strided, faces, forward, inverse, None, True)[4, 1, 2], expected[31 + 9])
+    torch.testing.assert_close(operator(strided, faces, forward, inverse, None, True)[4, 1, 2], expected[(1 * 3 + 2) * 9 + 4])
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -71,11 +75,13 @@ def test_leading_axes_and_strides() -> None:
 def test_lproduct_compiles_whole_and_differentiates(axis: int) -> None:
     shapes = ((30, 4, 3), (4, 5, 3)) if axis == -1 else ((30, 3, 4), (4, 3, 5))
     a, b = (torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in shapes)
+    torch.compiler.reset()  # else the second layout would be compiled for tubes of any length
     compiled = torch.compile(lambda s, t: lproduct(s, t, "dct", axis=axis), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(a, b), lproduct(a, b, "dct", axis=axis))
     assert gradcheck(lambda s, t: lproduct(s, t, "dct", axis=axis), (a[:18].detach().requires_grad_(), b))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_function_transforms_and_forward_mode_take_plain_operations() -> None:
     a, b = torch.randn(20, 4, 3, dtype=torch.float64), torch.randn(4, 5, 3, dtype=torch.float64)
     batch = torch.stack([a, 2 * a])

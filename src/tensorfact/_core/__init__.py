@@ -44,6 +44,7 @@ kron_sum_at = _module.kron_sum_at
 facewise = _module.facewise
 facewise_at = _module.facewise_at
 tube_faces = _module.tube_faces
+tube_faces_at = _module.tube_faces_at
 sum_squares = _module.sum_squares
 normal_apply = _module.normal_apply
 eigh = _module.eigh

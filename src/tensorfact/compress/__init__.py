@@ -11,6 +11,7 @@ from tensorfact.compress.checkpoint import CheckpointError
 from tensorfact.compress.dense import to_dense
 from tensorfact.compress.huggingface import register as _register_with_transformers
 from tensorfact.compress.lowrank import LowRankMethod
+from tensorfact.compress.lproduct import LProductMethod
 from tensorfact.compress.mpo import MPOMethod
 from tensorfact.compress.records import DenseRecord, Fidelity, Latency, LayerRecord, Report
 from tensorfact.compress.run import compress, estimate, load
@@ -22,6 +23,7 @@ __all__ = [
     "Fidelity",
     "Latency",
     "LayerRecord",
+    "LProductMethod",
     "LowRankMethod",
     "MPOMethod",
     "Method",

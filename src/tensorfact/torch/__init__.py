@@ -5,10 +5,12 @@ from __future__ import annotations
 from tensorfact.torch._mpo_family import share_rebuilds
 from tensorfact.torch.low_rank import LowRankLinear
 from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
+from tensorfact.torch.lproduct_linear import LProductLinear
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
 
 __all__ = [
+    "LProductLinear",
     "LTransformerEncoder",
     "LTransformerEncoderLayer",
     "LowRankLinear",

@@ -1,11 +1,12 @@
-"""The custom operator ``tensorfact::facewise``: transform, one product a face, transform back.
+"""The custom operators ``tensorfact::tube_faces`` (tubes to faces) and ``tensorfact::facewise`` (a product with them).
 
-On the CPU a compiled kernel fuses all three; elsewhere, and under the transforms of `torch.func`, PyTorch's own
+On the CPU compiled kernels fuse transforms with moves and products; elsewhere, and under the transforms of `torch.func`, PyTorch's own
 operations do the same. The backward pass keeps the inputs only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,16 +35,78 @@ def apply_faces(
 
 
 def hat(z: Tensor, rows: Tensor, last: bool) -> Tensor:
-    """Tubes of ``rows (t, l, p)`` or ``(t, p, l)`` transformed, faces first: (p, t, l)."""
+    """Tubes of ``rows (t, l, p)`` or ``(t, p, l)`` transformed by ``z``, faces first: (p, t, l)."""
+    if transforms_active():
+        return _hat(z, rows, last)
+    return torch.ops.tensorfact.tube_faces.default(rows, z, last)  # type: ignore[no-any-return]
+
+
+def _hat(z: Tensor, rows: Tensor, last: bool) -> Tensor:
     return torch.einsum("uk,tjk->utj" if last else "uk,tkj->utj", z, rows)
 
 
 def plain(x: Tensor, faces: Tensor, forward: Tensor, inverse: Tensor, bias: Tensor | None, last: bool) -> Tensor:
     """The same in PyTorch's operations."""
-    product = torch.bmm(hat(forward, x.reshape(-1, *x.shape[-2:]), last), faces)
+    product = torch.bmm(_hat(forward, x.reshape(-1, *x.shape[-2:]), last), faces)
     y = torch.einsum("ku,utj->tjk" if last else "ku,utj->tkj", inverse, product)
     y = y if bias is None else y + bias.view(y.shape[1:])
     return y.reshape(*x.shape[:-2], *y.shape[1:])
+
+
+@_exact
+def _tube_faces(x: Tensor, z: Tensor, last: bool) -> Tensor:
+    _check_alike(x, (z,))
+    t, p = x.shape[0], z.shape[0]
+    columns = x.shape[1 if last else 2]
+    if x.ndim != 3 or x.shape[2 if last else 1] != p or z.shape != (p, p):
+        raise RuntimeError(f"x {tuple(x.shape)} and the transform {tuple(z.shape)} must fit")
+    core = compiled() if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) else None
+    if core is None or p > MAX_TUBE:
+        return _hat(z, x, last).contiguous()
+    x, z = x.contiguous(), z.contiguous()
+    faces = x.new_empty(p, t, columns)
+    core.tube_faces_at(
+        x.dtype == torch.float64,
+        x.data_ptr(),
+        z.data_ptr(),
+        faces.data_ptr(),
+        t,
+        columns,
+        p,
+        last,
+        torch.get_num_threads(),
+    )
+    return faces
+
+
+def _tube_fake(x: Tensor, z: Tensor, last: bool) -> Tensor:
+    return x.new_empty(z.shape[0], x.shape[0], x.shape[1 if last else 2])
+
+
+def _tube_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, z, last = inputs
+    ctx.save_for_backward(x, z)
+    ctx.last = last
+
+
+def _tube_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    x, z = ctx.saved_tensors
+    to_x = to_z = None
+    if ctx.needs_input_grad[0]:
+        to_x = torch.einsum("uk,utj->tjk" if ctx.last else "uk,utj->tkj", z, gradient)
+    if ctx.needs_input_grad[1]:
+        to_z = torch.einsum("utj,tjk->uk" if ctx.last else "utj,tkj->uk", gradient, x)
+    return to_x, to_z, None
+
+
+def _check_alike(x: Tensor, others: Sequence[Tensor]) -> None:
+    """The kernels take addresses, so a mixture must end here."""
+    for each in others:
+        if each.dtype != x.dtype or each.device != x.device:
+            raise RuntimeError(
+                f"x, faces, transforms and bias must share dtype and device, got {x.dtype} on {x.device} "
+                f"and {each.dtype} on {each.device}"
+            )
 
 
 @_exact
@@ -51,14 +114,7 @@ def _facewise(
     x: Tensor, faces: Tensor, forward: Tensor, inverse: Tensor, bias: Tensor | None, last: bool
 ) -> Tensor:
     p, inner, columns = faces.shape
-    others = [faces, forward, inverse, *(() if bias is None else (bias,))]
-    for each in others:
-        if each.dtype != x.dtype or each.device != x.device:
-            raise RuntimeError(
-                f"x, faces, transforms and bias must share dtype and device, got {x.dtype} on {x.device} "
-                f"and {each.dtype} on {each.device}"
-            )
-    shape = (columns, p) if last else (p, columns)
+    _check_alike(x, (faces, forward, inverse, *(() if bias is None else (bias,))))
     fits = tuple(x.shape[-2:]) == ((inner, p) if last else (p, inner)) and forward.shape == inverse.shape == (p, p)
     if not fits or (bias is not None and (last or bias.numel() != p * columns)):
         raise RuntimeError(
@@ -76,7 +132,7 @@ def _facewise(
         return y.to(dtype).contiguous()
     x, forward, inverse = x.contiguous(), forward.contiguous(), inverse.contiguous()
     bias = None if bias is None else bias.contiguous()
-    y = x.new_empty(*x.shape[:-2], *shape)
+    y = x.new_empty(*x.shape[:-2], *((columns, p) if last else (p, columns)))
     core.facewise_at(
         x.dtype == torch.float64,
         x.data_ptr(),
@@ -128,10 +184,12 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     return to_x, to_faces, to_forward, to_inverse, to_bias, None
 
 
-_LIBRARY.define(
-    "facewise(Tensor x, Tensor faces, Tensor forward, Tensor inverse, Tensor? bias, bool last) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_LIBRARY.impl("facewise", _facewise, "CompositeExplicitAutograd")
-torch.library.register_fake("tensorfact::facewise", _fake, lib=_LIBRARY)
-torch.library.register_autograd("tensorfact::facewise", _backward, setup_context=_context, lib=_LIBRARY)
+for _name, _schema, _run, _fake_run, _save, _back in (
+    ("tube_faces", "(Tensor x, Tensor z, bool last) -> Tensor", _tube_faces, _tube_fake, _tube_context, _tube_backward),
+    ("facewise", "(Tensor x, Tensor faces, Tensor forward, Tensor inverse, Tensor? bias, bool last) -> Tensor",
+     _facewise, _fake, _context, _backward),
+):  # fmt: skip
+    _LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tensorfact::{_name}", _fake_run, lib=_LIBRARY)
+    torch.library.register_autograd(f"tensorfact::{_name}", _back, setup_context=_save, lib=_LIBRARY)
