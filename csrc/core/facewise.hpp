@@ -87,6 +87,9 @@ void multiply(const T* a, const T* packed, index u, index rows, index l, index n
 // for it they come from further away with every block, and there are more tokens to a block.
 inline constexpr index faces_cached_bytes = index{1} << 20, faces_block = 24, faces_block_uncached = 48;
 
+// Numbers that one thread moves as fast as it takes to wake another.
+inline constexpr index faces_alone = index{1} << 17;
+
 // x (tokens, l p) and y (tokens, n p), rows of tubes one after the other if `last`, else of p slices. forward and inverse (p, p).
 // bias (n p) or null, not with `last`. Returns whether x is finite.
 // 2 tokens p (l n + p (l + n)) flops; reads x and writes y once. Same bits for any nthreads.
@@ -103,14 +106,15 @@ bool facewise(Mat<const T> x, const Faces<T>& w, const T* forward, const T* inve
     Workspace::Frame frame(ws);
     const index all = faces::vectors<T>(n), panels = (all + faces::widest - 1) / faces::widest;
     T* packed = frame.take<T>(p * all * tiled::lanes<T> * l);
-    parallel_for(p * panels, nthreads, 1, [&, packed](index lo, index hi) {
+    // Waking a thread takes longer than packing a small weight.
+    parallel_for(p * panels, nthreads, faces_alone / (l * faces::widest * tiled::lanes<T>) + 1, [&, packed](index lo, index hi) {
         for (index t = lo; t < hi; ++t) faces::pack(w, t / panels, t % panels, packed);
     });
     const index size = static_cast<index>(sizeof(T));
     const index share = (tokens + nthreads - 1) / std::max(1, nthreads);
     const index fitting = p * l * n * size <= faces_cached_bytes ? faces_block : faces_block_uncached;
     const index block = std::clamp<index>(std::min(fitting, share), 1, fitting);
-    const index chunk = std::max(block, std::min((index{1} << 20) / (p * n * size), share / 8) / block * block);
+    const index chunk = std::max(block, std::min((index{1} << 20) / (p * n * size), share / 16) / block * block);
     std::atomic<bool> finite{true};
     parallel_for(tokens, nthreads, chunk, [&, xs, ys, packed](index lo, index hi) {
         Workspace& local = local_workspace();
@@ -140,7 +144,7 @@ bool tube_faces(Mat<const T> x, index p, const T* forward, T* out, bool last, in
     const index rows = x.shape[0], columns = x.shape[1] / p;
     const T* xs = contiguous(x, "x");
     std::atomic<bool> finite{true};
-    parallel_for(rows, nthreads, std::max<index>(1, (index{1} << 15) / (x.shape[1] + 1)), [&, xs, out](index lo, index hi) {
+    parallel_for(rows, nthreads, faces_alone / (x.shape[1] + 1) + 1, [&, xs, out](index lo, index hi) {
         with_tube(p, [&](auto known) {
             if (!tubes::to_faces<T, known()>(xs + lo * x.shape[1], hi - lo, columns, p, last, forward, out + lo * columns, rows * columns))
                 finite.store(false, std::memory_order_relaxed);

@@ -67,7 +67,9 @@ def test_leading_axes_and_strides() -> None:
     expected = operator(several.reshape(-1, *x.shape[1:]), faces, forward, inverse, None, True)
     torch.testing.assert_close(operator(several, faces, forward, inverse, None, True).flatten(0, 2), expected)
     strided = several.permute(2, 0, 1, 3, 4)
-    torch.testing.assert_close(operator(strided, faces, forward, inverse, None, True)[4, 1, 2], expected[(1 * 3 + 2) * 9 + 4])
+    torch.testing.assert_close(
+        operator(strided, faces, forward, inverse, None, True)[4, 1, 2], expected[(1 * 3 + 2) * 9 + 4]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

@@ -284,7 +284,9 @@ class LProductMethod(BudgetOptions):
     def _choices(self, shape: tuple[int, int]) -> tuple[int, ...]:
         """Slices that divide both sides, fewest numbers first."""
         offered = _SLICES if self.slices is None else (self.slices,)
-        return tuple(p for p in offered if shape[0] % p == 0 and shape[1] % p == 0)
+        cost = {p: math.prod(shape) // p + p * p for p in offered if shape[0] % p == 0 and shape[1] % p == 0}
+        # of a small weight many slices may take more numbers than few, for the sake of the mixing matrix
+        return tuple(p for p in cost if all(cost[p] < cost[q] for q in cost if q < p))
 
     def _fits(self, shape: tuple[int, int]) -> bool:
         return bool(self._choices(shape)) if self.kind == "projection" else fold_side(shape, self.tube) is not None

@@ -110,9 +110,7 @@ def _check_alike(x: Tensor, others: Sequence[Tensor]) -> None:
 
 
 @_exact
-def _facewise(
-    x: Tensor, faces: Tensor, forward: Tensor, inverse: Tensor, bias: Tensor | None, last: bool
-) -> Tensor:
+def _facewise(x: Tensor, faces: Tensor, forward: Tensor, inverse: Tensor, bias: Tensor | None, last: bool) -> Tensor:
     p, inner, columns = faces.shape
     _check_alike(x, (faces, forward, inverse, *(() if bias is None else (bias,))))
     fits = tuple(x.shape[-2:]) == ((inner, p) if last else (p, inner)) and forward.shape == inverse.shape == (p, p)

@@ -137,7 +137,7 @@ class LProductLinear(nn.Module):
                 f"x must be of the layer's dtype and device, {faces.dtype} on {faces.device}, "
                 f"got {x.dtype} on {x.device}"
             )
-        parts = x.reshape(*x.shape[:-1], self.slices, -1)
+        parts = x.reshape(*x.shape[:-1], self.slices, self.in_features // self.slices)
         return apply_faces(parts, faces, z, z.mT, bias, last=False).flatten(-2)
 
     def _through_ranks(self, x: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class LProductLinear(nn.Module):
             faces = [functional.linear(part, self.left[u]) for u, part in zip(kept, thin, strict=True)]
             y = torch.einsum("uk,...uj->...kj", self.z[rows].to(faces[0].dtype), torch.stack(faces, dim=-2)).flatten(-2)
             return y if self.bias is None else y + self.bias.to(y.dtype)
-        parts = x.reshape(*x.shape[:-1], self.slices, -1)
+        parts = x.reshape(*x.shape[:-1], self.slices, self.in_features // self.slices)
         mixed = torch.einsum("uk,...kj->...uj", self.z[rows].to(x.dtype), parts).unbind(-2)
         thin = torch.cat([functional.linear(part, self.right[u]) for u, part in zip(kept, mixed, strict=True)], dim=-1)
         return functional.linear(thin, torch.cat([self.left[u] for u in kept], dim=1), self.bias)
@@ -220,11 +220,19 @@ class LProductLinear(nn.Module):
             faces = fold(matrix, z, side)
             ranks = _wanted_ranks(faces, rank, tol) if ranks is None else tuple(ranks)
             made = cls(
-                linear.in_features, linear.out_features, slices=slices, ranks=ranks, transform=z, bias=False, device="meta"
+                linear.in_features,
+                linear.out_features,
+                slices=slices,
+                ranks=ranks,
+                transform=z,
+                bias=False,
+                device="meta",
             )
             for u, one in enumerate(ranks):
                 if one:
-                    arrays[f"left.{u}"], arrays[f"right.{u}"] = randomized_svd(faces[u], rank=one, rng=0).factors("sqrt")
+                    arrays[f"left.{u}"], arrays[f"right.{u}"] = randomized_svd(faces[u], rank=one, rng=0).factors(
+                        "sqrt"
+                    )
         made = cls(
             linear.in_features,
             linear.out_features,
