@@ -9,12 +9,14 @@ p weights of a slice's width, tubes in the last axis of all three tensors: the f
 NumPy's BLAS or of torch's, into memory that is there, are the floor; the dense 768 x 768 product is what the slices
 save. ``torch-dct + bmm`` and ``scipy.fft + matmul`` are the usual ways: an FFT along the tubes where they lie, a
 product over strided faces, an inverse FFT. ``layer`` times `LProductLinear` against `nn.Linear`, forward, and forward
-with backward. ``encoder`` times a training step, forward and backward. mprod-package takes part where it is installed.
+with backward. ``encoder`` times a training step, forward and backward. torch-dct and mprod-package take part where
+they are installed (the former is otherwise written out here).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +35,7 @@ Routine = Callable[[], Any]
 
 
 def torch_dct(x: Any, inverse: bool = False) -> Any:
-    """Orthonormal DCT-II along the last axis, or its inverse, by one complex FFT: the method of torch-dct."""
+    """Orthonormal DCT-II along the last axis, or its inverse, by one complex FFT; for lack of torch-dct."""
     import torch
 
     n = x.shape[-1]
@@ -66,8 +68,12 @@ def product_routines(p: int) -> tuple[dict[str, Routine], dict[str, Routine]]:
     dense = np.empty_like(tokens)
 
     def by_torch() -> Any:
-        x, y = (torch_dct(t).movedim(-1, 0) for t in (ta, tb))
-        return torch_dct(torch.bmm(x, y).movedim(0, -1), inverse=True).numpy()
+        package = peer("torch_dct")
+        there: Any = torch_dct if package is None else functools.partial(package.dct, norm="ortho")
+        back: Any = functools.partial(torch_dct, inverse=True)
+        back = back if package is None else functools.partial(package.idct, norm="ortho")
+        x, y = (there(t).movedim(-1, 0) for t in (ta, tb))
+        return back(torch.bmm(x, y).movedim(0, -1)).numpy()
 
     def by_scipy() -> Any:
         x, y = (np.moveaxis(fft.dct(t, norm="ortho"), -1, 0) for t in (a, b))
@@ -257,7 +263,7 @@ def main() -> None:
     args = parser.parse_args()
     result: dict[str, Any] = timing.load("lproduct")
     cells = result.setdefault("cells", {})
-    result["environment"] = timing.environment("torch", "mprod-package")
+    result["environment"] = timing.environment("torch", "torch-dct", "mprod-package")
     jobs: dict[str, Callable[[], tuple[dict[str, Routine], dict[str, Routine]]]] = {}
     jobs |= {f"product p={p}": lambda p=p: product_routines(p) for p in SLICES}  # type: ignore[misc]
     jobs |= {f"layer p={p}": lambda p=p: layer_routines(p) for p in SLICES}  # type: ignore[misc]

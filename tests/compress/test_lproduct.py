@@ -1,4 +1,4 @@
-"""The lproduct method: arrays, errors and budgets against Kronecker products, numpy.linalg and counting; checkpoints."""
+"""The lproduct method: arrays, errors, budgets against Kronecker products, numpy.linalg, counting; checkpoints."""
 
 from __future__ import annotations
 

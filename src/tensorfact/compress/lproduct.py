@@ -95,8 +95,8 @@ class LProductMethod(BudgetOptions):
         if self.kind == "projection":
             return "lproduct: a rank is the number of slices of a block-diagonal weight in the transform domain"
         return (
-            f"lproduct: ranks are those of {self.tube} faces of the folded weight in the transform domain, and singular "
-            "values are those of all faces together"
+            f"lproduct: ranks are those of {self.tube} faces of the folded weight in the transform domain, and "
+            "singular values are those of all faces together"
         )
 
     @property
@@ -147,8 +147,9 @@ class LProductMethod(BudgetOptions):
         wanted = self.given(layers)
         given: dict[str, tuple[Rank, int]] = {}
         for layer in layers:
-            if (asked := wanted.get(layer.name)) is not None:
-                rank = self._asked(layer, int(asked), analyses.get(layer.name))  # type: ignore[arg-type]
+            asked = wanted.get(layer.name)
+            if isinstance(asked, int):
+                rank = self._asked(layer, asked, analyses.get(layer.name))
                 given[layer.name] = rank, sum(math.prod(array) for array in self.layout(layer.shape, rank).values())
         made = share_budget(
             self,

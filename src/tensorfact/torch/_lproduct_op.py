@@ -1,7 +1,7 @@
 """The custom operators ``tensorfact::tube_faces`` (tubes to faces) and ``tensorfact::facewise`` (a product with them).
 
-On the CPU compiled kernels fuse transforms with moves and products; elsewhere, and under the transforms of `torch.func`, PyTorch's own
-operations do the same. The backward pass keeps the inputs only.
+On the CPU compiled kernels fuse transforms with moves and products; elsewhere, and under the transforms of
+`torch.func`, PyTorch's own operations do the same. The backward pass keeps the inputs only.
 """
 
 from __future__ import annotations
