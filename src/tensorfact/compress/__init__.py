@@ -15,6 +15,7 @@ from tensorfact.compress.dense import to_dense
 from tensorfact.compress.fips import FipsMethod
 from tensorfact.compress.huggingface import register as _register_with_transformers
 from tensorfact.compress.lowrank import LowRankMethod
+from tensorfact.compress.lproduct import LProductMethod
 from tensorfact.compress.mpo import MPOMethod
 from tensorfact.compress.records import DenseRecord, Fidelity, Latency, LayerRecord, Report
 from tensorfact.compress.run import compress, estimate, load
@@ -27,6 +28,7 @@ __all__ = [
     "DenseRecord",
     "Fidelity",
     "FipsMethod",
+    "LProductMethod",
     "Latency",
     "LayerRecord",
     "LowRankMethod",

@@ -7,6 +7,7 @@ from tensorfact.torch._shared_training import CodeTrainer, PruningSchedule
 from tensorfact.torch.decoupling import DecoupledMLP
 from tensorfact.torch.low_rank import LowRankLinear
 from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
+from tensorfact.torch.lproduct_linear import LProductLinear
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
 from tensorfact.torch.shared_basis import SharedBasisLinear
@@ -16,6 +17,7 @@ from tensorfact.torch.splines import SplineActivation
 __all__ = [
     "CodeTrainer",
     "DecoupledMLP",
+    "LProductLinear",
     "LTransformerEncoder",
     "LTransformerEncoderLayer",
     "LowRankLinear",
