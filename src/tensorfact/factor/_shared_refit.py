@@ -56,7 +56,7 @@ def refit_codes(basis: Matrix, codes: Matrix, mask: npt.NDArray[np.bool_] | None
     keep: Any = 1 if mask is None else mask
 
     def apply(v: Matrix) -> Matrix:
-        return keep * member.right(inner @ v)
+        return np.asarray(keep * member.right(inner @ v))
 
     start = keep * codes
     residual = keep * member.right(basis.T @ member.left(member.target)) - apply(start)
@@ -95,7 +95,7 @@ def scores(basis: Matrix, codes: Matrix, member: Member) -> Matrix:
     and ``U = I`` it is that of Wanda (Sun et al., 2024).
     """
     lengths = np.sqrt(np.maximum(np.einsum("ij,ij->j", basis, member.left(basis)), 0) * member.weight)
-    found = np.abs(codes) * lengths[:, None]
+    found: Matrix = np.abs(codes) * lengths[:, None]
     return found if member.long is None else found * np.sqrt(np.maximum(np.diag(member.long), 0))[None, :]
 
 

@@ -119,8 +119,8 @@ class CodeTrainer:
 
     def parameters(self) -> list[nn.Parameter]:
         """The basis, the dense codes and the biases."""
-        found = [self.layers[0].basis, *(layer.codes for layer in self.layers)]
-        return [*found, *(layer.bias for layer in self.layers if layer.bias is not None)]
+        codes = [layer.codes for layer in self.layers if layer.codes is not None]
+        return [self.layers[0].basis, *codes, *(layer.bias for layer in self.layers if layer.bias is not None)]
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Prune where the schedule says so after optimiser step `step`, counted from 1.
@@ -145,18 +145,21 @@ class CodeTrainer:
         groups = [self.layers] if self.together else [[layer] for layer in self.layers]
         for group in groups:
             # what a mask has cut stays cut: its values are zero
-            flat = torch.cat([((la.codes * la.keep).abs() * scale[:, None]).reshape(-1) for la in group])
+            flat = torch.cat([(layer.dense_codes().abs() * scale[:, None]).reshape(-1) for layer in group])
             kept = max(sum(layer.kept for layer in group), round(flat.numel() * (1 - sparsity)))
             chosen = torch.zeros_like(flat, dtype=torch.bool)
             # a stable order breaks ties by place, the same way in every run
             chosen[torch.sort(flat, descending=True, stable=True).indices[:kept]] = True
-            for layer, part in zip(group, chosen.split([la.codes.numel() for la in group]), strict=True):
+            sizes = [math.prod(layer.code_shape) for layer in group]
+            for layer, part in zip(group, torch.split(chosen, sizes), strict=True):
                 layer.keep = part.reshape(layer.code_shape)
         self._clear(optimizer)
 
     @torch.no_grad()
     def _clear(self, optimizer: torch.optim.Optimizer | None) -> None:
         for layer in self.layers:
+            if layer.codes is None or layer.keep is None:
+                continue
             layer.codes.mul_(layer.keep)
             state: dict[str, Any] = {} if optimizer is None else optimizer.state.get(layer.codes, {})
             for value in state.values():
@@ -167,7 +170,7 @@ class CodeTrainer:
     def finish(self) -> None:
         """Pack the codes; the layers are in their stored form again, each with as many values as its mask keeps."""
         for layer in self.layers:
-            if layer.codes is None:
+            if layer.codes is None or layer.keep is None:
                 continue
             values = layer.codes[layer.keep]
             layer.kept = values.numel()

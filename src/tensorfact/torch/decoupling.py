@@ -182,12 +182,12 @@ class DecoupledMLP(nn.Module):
                 raise ValueError(f"{name} must be a torch.nn.Linear, got {type(layer).__name__}")
         if samples.shape[-1:] != (fc1.in_features,):
             raise ValueError(f"samples must have {fc1.in_features} features, got shape {tuple(samples.shape)}")
-        parts = []
-        for linear in (fc1, fc2):
-            parts.append(_numbers(linear.weight))
-            parts.append(_numbers(linear.bias) if linear.bias is not None else np.zeros(linear.out_features))
+        (w1, b1), (w2, b2) = (
+            (_numbers(at.weight), np.zeros(at.out_features) if at.bias is None else _numbers(at.bias))
+            for at in (fc1, fc2)
+        )
         x = _numbers(samples.reshape(-1, fc1.in_features))
-        found = decouple_mlp(*parts, activation_of(activation), x, rank=rank, **options)
+        found = decouple_mlp(w1, b1, w2, b2, activation_of(activation), x, rank=rank, **options)
         return cls.from_decoupling(found, device=fc1.weight.device, dtype=fc1.weight.dtype).train(fc1.training)
 
     def to_dense(self) -> nn.Sequential:
@@ -211,19 +211,16 @@ class DecoupledMLP(nn.Module):
         signs = torch.ones_like(places)
         signs[:, -1] = -1
         weight = self.up.weight
-        dense = nn.Sequential(
-            nn.Linear(self.down.in_features, hinges.numel(), device=weight.device, dtype=weight.dtype),
-            nn.ReLU(),
-            nn.Linear(hinges.numel(), self.up.out_features, device=weight.device, dtype=weight.dtype),
-        )
         down, up = self.down.weight.detach().double(), weight.detach().double()
         bias = self.up.bias.detach().double() if self.up.bias is not None else up.new_zeros(up.shape[0])
+        first = nn.Linear(self.down.in_features, hinges.numel(), device=weight.device, dtype=weight.dtype)
+        second = nn.Linear(hinges.numel(), self.up.out_features, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
-            dense[0].weight.copy_((signs[:, :, None] * down[:, None, :]).flatten(0, 1))
-            dense[0].bias.copy_((-signs * places).flatten())
-            dense[2].weight.copy_((up[:, :, None] * hinges).flatten(1))
-            dense[2].bias.copy_(bias + up @ c[:, 0])
-        return dense.train(self.training)
+            first.weight.copy_((signs[:, :, None] * down[:, None, :]).flatten(0, 1))
+            first.bias.copy_((-signs * places).flatten())
+            second.weight.copy_((up[:, :, None] * hinges).flatten(1))
+            second.bias.copy_(bias + up @ c[:, 0])
+        return nn.Sequential(first, nn.ReLU(), second).train(self.training)
 
 
 def activation_of(activation: Activation) -> Any:
@@ -242,7 +239,7 @@ def activation_of(activation: Activation) -> Any:
 
     def value(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         with torch.no_grad():
-            return run(torch.from_numpy(np.ascontiguousarray(a))).numpy()  # type: ignore[no-any-return]
+            return np.asarray(run(torch.from_numpy(np.ascontiguousarray(a))).numpy())
 
     def slope(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         with torch.enable_grad():
