@@ -130,6 +130,10 @@ def compress(
     -----
     Peak memory is that of the largest weight and its workspace, once for each worker. The source is read twice when
     ranks are shared by the spectra, else once.
+
+    With `calibration` it is that of the model in float32, the largest Gram matrix (the square of a weight's inputs, in
+    float64) or up to 1 GiB of smaller ones, and up to 1 GiB of hidden states; where these would take more they are
+    files. All Gram matrices lie in the state directory until the run is complete.
     """
     begin = time.perf_counter()
     shard_size = parse_size(max_shard_size)
