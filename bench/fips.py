@@ -130,8 +130,7 @@ def run(arm: str, ratio: float, source: Path, data: Path, score: Scorer, steps: 
             "resident_mib_before": resident,
             "error": sum(layer.error or 0 for layer in report.layers) / len(report.layers),
             "blocks": [
-                {"name": b.name, "loss_before": b.loss_before, "loss_after": b.loss_after}
-                for b in report.blocks
+                {"name": b.name, "loss_before": b.loss_before, "loss_after": b.loss_after} for b in report.blocks
             ],
         }
     finally:
