@@ -21,7 +21,7 @@ transformers = pytest.importorskip("transformers")
 
 import tensorfact.compress as tc  # noqa: E402
 from tensorfact.compress._blocks import Activations, find_blocks  # noqa: E402
-from tensorfact.compress._flow import open_model  # noqa: E402
+from tensorfact.compress._flow import Flow, open_model  # noqa: E402
 from tensorfact.compress._grams import collect_evidence  # noqa: E402
 from tensorfact.compress._refine import held_out  # noqa: E402
 from tensorfact.compress.calibration import open_calibration  # noqa: E402
@@ -378,6 +378,65 @@ def test_a_model_whose_blocks_run_more_than_once_is_not_refined(tmp_path: Path) 
     assert report.blocks == ()
     assert any("no block was refined" in note for note in report.notes)
     assert all(layer.output_error is not None for layer in report.layers)
+
+
+def test_what_lies_between_two_blocks_is_not_forgotten(dense: Any, tmp_path: Path) -> None:
+    """A model that halves its hidden state between its blocks: their inputs are then taken from runs of the model."""
+    model = open_model(dense("bert"), "cpu")
+    first, second = model.encoder.layer
+
+    def forward(hidden_states: Any, attention_mask: Any = None, **rest: Any) -> Any:
+        hidden = second(0.5 * first(hidden_states, attention_mask, **rest), attention_mask, **rest)
+        return transformers.modeling_outputs.BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+
+    model.encoder.forward = forward
+    data = open_calibration(batches("bert", count=4), dense("bert"), model)
+    flow = Flow(model, ["encoder.layer.0.output.dense"], data, limit=1 << 20, folder=tmp_path)
+    flow.watch(flow.run)
+    assert flow.calls is not None
+    assert list(flow.calls.breaks) == [1]
+    flow.start()
+
+    def outputs() -> list[Any]:
+        with torch.no_grad():
+            return [model(**batch).last_hidden_state for batch in data.inputs]
+
+    before = outputs()
+    for index in range(2):
+        targets = flow.teach(range(index, index + 1))
+        if index == 0:
+            with torch.no_grad():
+                first.output.dense.weight.mul_(0.7)
+        flow.pass_on(range(index, index + 1), targets)
+    for found, expected in ((flow.teacher, before), (flow.student, outputs())):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert not torch.allclose(flow.teacher[0], flow.student[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "t5", "swin"])
+def test_masks_by_layer_decoders_and_stages_of_a_pyramid(tmp_path: Path, family: str) -> None:
+    text = {"vocab_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 64}
+    torch.manual_seed(0)
+    data = batches("bert")
+    if family == "gemma2":
+        options = {"intermediate_size": 160, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}
+        model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**text, **options))
+    elif family == "t5":
+        config = transformers.T5Config(vocab_size=96, d_model=64, d_kv=16, d_ff=160, num_layers=2, num_heads=4)
+        model = transformers.T5ForConditionalGeneration(config)
+        data = [{**batch, "decoder_input_ids": batch["input_ids"]} for batch in data]
+    else:
+        config = transformers.SwinConfig(
+            image_size=32, patch_size=2, embed_dim=32, depths=[2, 2], num_heads=[2, 2], window_size=4
+        )
+        model, data = transformers.SwinModel(config), batches("vit")
+    model.save_pretrained(tmp_path / "dense")
+    report = tc.compress(tmp_path / "dense", tmp_path / "out", calibration=data, refine=STEPS, **FAST)
+    assert len(report.blocks) == {"gemma2": 3, "t5": 2, "swin": 2}[family]
+    assert all(block.loss_after <= block.loss_before for block in report.blocks)
+    assert any(block.loss_after < block.loss_before for block in report.blocks)
+    assert tc.verify(tmp_path / "out", deep=True) == []
 
 
 @pytest.mark.parametrize(

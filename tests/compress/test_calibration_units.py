@@ -139,7 +139,7 @@ class SharedMethod(PerWeight):
         return Halving(steps)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     before = dict(_method._METHODS)
     tc.register(SharedMethod)
@@ -163,7 +163,6 @@ TARGETS = ["re:attention.*(query|key)$", "re:intermediate.dense$"]
 
 @pytest.fixture(scope="module", params=["plain", "calibrated"])
 def small(request: pytest.FixtureRequest, dense: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    tc.register(SharedMethod)
     out = tmp_path_factory.mktemp("made") / "small"
     data: dict[str, Any] = {}
     if request.param == "calibrated":

@@ -59,6 +59,7 @@ class _Watch:
         self.calls = Calls(rest=[[] for _ in blocks])
         self.last: torch.Tensor | None = None
         self.order: list[int] = []
+        self.regular = True
         self.handles = []
         for index, block in enumerate(blocks):
             self.handles.append(block.register_forward_pre_hook(self._before(index), with_kwargs=True))
@@ -68,8 +69,11 @@ class _Watch:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             import torch
 
-            hidden, rest = _split(args, kwargs)
             self.order.append(index)
+            hidden, rest = _split(args, kwargs)
+            if not isinstance(hidden, torch.Tensor):  # called in a way of its own
+                self.regular = False
+                return
             self.calls.rest[index].append(rest)
             if index == 0:
                 self.calls.first.append(hidden.detach().clone())
@@ -79,7 +83,10 @@ class _Watch:
         return hook
 
     def _after(self, module: Any, args: Any, output: Any) -> None:
+        import torch
+
         self.last = hidden_of(output)
+        self.regular = self.regular and isinstance(self.last, torch.Tensor)
 
 
 def watch_blocks(model: Any, blocks: Sequence[Any], batches: Batches, run: Any) -> Calls | None:
@@ -94,15 +101,19 @@ def watch_blocks(model: Any, blocks: Sequence[Any], batches: Batches, run: Any) 
         for handle in watch.handles:
             handle.remove()
     count = len(batches.inputs)
-    regular = watch.order == list(range(len(blocks))) * count
+    regular = watch.regular and watch.order == list(range(len(blocks))) * count
     regular = regular and all(len(inputs) == count for inputs in watch.calls.breaks.values())
     return watch.calls if regular else None
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[tuple[Any, ...], dict[str, Any]]]:
-    if args:
-        return args[0], (args[1:], kwargs)
-    return kwargs["hidden_states"], ((), {key: value for key, value in kwargs.items() if key != "hidden_states"})
+    """Part the hidden state from the rest, without the caches: those would remember one call in the next."""
+    from transformers import Cache
+
+    hidden, rest = (args[0], args[1:]) if args else (kwargs.get("hidden_states"), ())
+    others = {key: value for key, value in kwargs.items() if args or key != "hidden_states"}
+    kept = {key: None if isinstance(value, Cache) else value for key, value in others.items()}
+    return hidden, (tuple(None if isinstance(value, Cache) else value for value in rest), kept)
 
 
 def hidden_of(output: Any) -> torch.Tensor:

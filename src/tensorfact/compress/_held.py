@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tensorfact.compress import _store
@@ -80,7 +81,7 @@ class HeldRun:
                 description=self.batches.description,
                 samples=self.batches.samples,
                 positions=self.batches.positions,
-                refinement=self.refinement and dataclasses.asdict(self.refinement),
+                refinement=None if self.refinement is None else dataclasses.asdict(self.refinement),
             )
         job.share(self.pool, self.progress, self.evidence)
         start = time.perf_counter()
@@ -189,7 +190,7 @@ class HeldRun:
                     span = flow.span(blocks, outputs, teacher=options.inputs == "teacher")
                     facts = runner.resume(stage, flow)
                     if facts is None:
-                        facts = runner.run(stage, flow, span, options, lambda name=stage.name: step(name))
+                        facts = runner.run(stage, flow, span, options, partial(step, stage.name))
                     else:
                         for _ in range(options.steps):
                             step(stage.name)
