@@ -1,4 +1,4 @@
-"""decouple on the synthetic problems: exact recovery, spline floors, starts that die, seconds a sweep.
+"""decouple on the synthetic problems: exact recovery, spline floors, starts that die, seconds a sweep; a large MLP.
 
     python -m bench.decoupling                     # every table; finished rows are kept, so it resumes
     python -m bench.decoupling --fresh --seeds 5
@@ -11,6 +11,8 @@ polish).
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import time
 from typing import Any
 
@@ -121,6 +123,43 @@ def sweep_seconds(n: int, m: int, r: int, count: int = 1000) -> dict[str, float]
     return found
 
 
+def mlp_block(m: int, h: int, rank: int, count: int, *, max_iter: int = 50, polish_iter: int = 100) -> dict[str, Any]:
+    """`decouple_mlp` of a GELU block of given size: seconds, memory, objective after every sweep, errors.
+
+    Weights and inputs are random with singular values that fall like ``1 / (1 + 8 i / m)``. The objective told is that
+    of the best iterate, which is what a fit returns; `polished` is the one after L-BFGS.
+    """
+    rng = np.random.default_rng(0)
+    decay = 1 / (1 + 8 * np.arange(m) / m)
+
+    def weight(rows: int, cols: int) -> Any:
+        u, v = (np.linalg.qr(rng.standard_normal((size, m)))[0] for size in (rows, cols))
+        return (u * decay) @ v.T * np.sqrt(rows * cols / m) / np.sqrt(cols)
+
+    w1, w2 = weight(h, m), weight(m, h)
+    x = (rng.standard_normal((count, m)) * decay) @ np.linalg.qr(rng.standard_normal((m, m)))[0]
+    b1, b2 = 0.1 * rng.standard_normal(h), 0.1 * rng.standard_normal(m)
+    best: list[float] = []
+    begin = time.perf_counter()
+    found = tensorfact.decouple_mlp(
+        w1, b1, w2, b2, "gelu", x, rank=rank, max_iter=max_iter, polish_iter=polish_iter, rng=0,
+        progress=lambda at: best.append(float(at.objective[0])),
+    )  # fmt: skip
+    return {
+        "seconds": time.perf_counter() - begin,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "sweeps": found.info.sweeps,
+        "polish_iterations": found.info.polish_iterations,
+        "best_objective": best[: found.info.sweeps],
+        "objective_of_each_sweep": list(found.info.history),
+        "polished": found.info.restarts[0],
+        "monotone": bool(np.all(np.diff(best) <= 0)),
+        "error": found.error,
+        "jacobian_error": found.jacobian_error,
+        "load": os.getloadavg()[0],
+    }
+
+
 def _timed(call: Any) -> float:
     begin = time.perf_counter()
     call()
@@ -132,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--only", action="append", default=[], choices=["recovery", "starts", "sweeps"])
+    parser.add_argument("--only", action="append", default=[], choices=["recovery", "starts", "sweeps", "mlp"])
     arguments = parser.parse_args()
     result: dict[str, Any] = {} if arguments.fresh else timing.load("decoupling")
     result["environment"] = timing.environment()
@@ -146,6 +185,7 @@ def main() -> None:
     jobs += [
         ("sweeps", f"N=1000 ({n},{n},{r})", lambda n=n, r=r: sweep_seconds(n, n, r)) for n, r in ((10, 10), (32, 16))
     ]
+    jobs.append(("mlp", "(768, 3072), rank 256, N=2000", lambda: mlp_block(768, 3072, 256, 2000)))
     for table, name, job in jobs:
         if arguments.only and table not in arguments.only:
             continue

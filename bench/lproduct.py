@@ -5,14 +5,19 @@
     python -m bench.lproduct --only encoder --width 128 --rounds 5
 
 Answers are compared before anything is timed. ``product`` multiplies 4096 tokens of width 768, cut into p slices, with
-p weights of a slice's width: the faces alone as one batched product are the floor, the dense 768 x 768 product is what
-the slices save. ``torch-dct + bmm`` and ``scipy.fft + matmul`` are the usual ways: an FFT along the tubes where they
-lie, a product over strided faces, an inverse FFT. ``encoder`` times a training step, forward and backward.
+p weights of a slice's width, tubes in the last axis of all three tensors: the faces alone as one batched product, of
+NumPy's BLAS or of torch's, into memory that is there, are the floor; the dense 768 x 768 product is what the slices
+save. ``torch-dct + bmm`` and ``scipy.fft + matmul`` are the usual ways: an FFT along the tubes where they lie, a
+product over strided faces, an inverse FFT. ``layer`` times `LProductLinear` against `nn.Linear`, forward, and forward
+with backward. ``encoder`` times a training step, forward and backward. torch-dct and mprod-package take part where
+they are installed (the former is otherwise written out here).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +35,7 @@ Routine = Callable[[], Any]
 
 
 def torch_dct(x: Any, inverse: bool = False) -> Any:
-    """Orthonormal DCT-II along the last axis, or its inverse, by one complex FFT: the method of torch-dct."""
+    """Orthonormal DCT-II along the last axis, or its inverse, by one complex FFT; for lack of torch-dct."""
     import torch
 
     n = x.shape[-1]
@@ -63,8 +68,12 @@ def product_routines(p: int) -> tuple[dict[str, Routine], dict[str, Routine]]:
     dense = np.empty_like(tokens)
 
     def by_torch() -> Any:
-        x, y = (torch_dct(t).movedim(-1, 0) for t in (ta, tb))
-        return torch_dct(torch.bmm(x, y).movedim(0, -1), inverse=True).numpy()
+        package = peer("torch_dct")
+        there: Any = torch_dct if package is None else functools.partial(package.dct, norm="ortho")
+        back: Any = functools.partial(torch_dct, inverse=True)
+        back = back if package is None else functools.partial(package.idct, norm="ortho")
+        x, y = (there(t).movedim(-1, 0) for t in (ta, tb))
+        return back(torch.bmm(x, y).movedim(0, -1)).numpy()
 
     def by_scipy() -> Any:
         x, y = (np.moveaxis(fft.dct(t, norm="ortho"), -1, 0) for t in (a, b))
@@ -76,11 +85,54 @@ def product_routines(p: int) -> tuple[dict[str, Routine], dict[str, Routine]]:
         "torch-dct + bmm": by_torch,
         "scipy.fft + matmul": by_scipy,
     }
+    if (mprod := peer("mprod")) is not None:
+        there, back = mprod.generate_dct(p)
+        routines["mprod-package"] = lambda: mprod.m_prod(a, b, there, back)
+    tfaces = [torch.from_numpy(face) for face in faces]
+    tout = torch.empty(p, TOKENS, width)
     scales = {
         "faces alone": lambda: np.matmul(faces[0], faces[1], out=out),
+        "faces alone, torch.bmm": lambda: torch.bmm(tfaces[0], tfaces[1], out=tout),
         "dense product": lambda: np.matmul(tokens, weight, out=dense),
     }
     return routines, scales
+
+
+def layer_routines(p: int) -> tuple[dict[str, Routine], dict[str, Routine]]:
+    """`LProductLinear` and the dense layer of the same function: forward without gradients, and a training step."""
+    import torch
+
+    torch.manual_seed(0)
+    ours = tensorfact_torch().LProductLinear(WIDTH, WIDTH, slices=p)
+    dense = ours.to_linear()
+    x = torch.randn(TOKENS, WIDTH)
+    grown = x.clone().requires_grad_()
+
+    def forward(layer: Any) -> Routine:
+        def run() -> Any:
+            with torch.no_grad():
+                return layer(x).numpy()
+
+        return run
+
+    def step(layer: Any) -> Routine:
+        def run() -> None:
+            layer.zero_grad(set_to_none=True)
+            grown.grad = None
+            layer(grown).square().mean().backward()
+
+        return run
+
+    routines = {"tensorfact": forward(ours), "nn.Linear": forward(dense)}
+    return routines, {"tensorfact, step": step(ours), "nn.Linear, step": step(dense)}
+
+
+def peer(name: str) -> Any:
+    """A peer's module, or None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 def tensorfact_torch() -> Any:
@@ -108,6 +160,15 @@ def tsvd_routines(m: int, l: int, p: int) -> tuple[dict[str, Routine], dict[str,
         "tensorfact": lambda: tensorfact.lsvd_truncate(a, "dct", rank=rank).reconstruct(),
         "scipy.fft + svd of each face": by_scipy,
     }
+    if (decompositions := peer("mprod.decompositions")) is not None:
+        there, back = importlib.import_module("mprod").generate_dct(p)
+
+        def by_mprod() -> Any:
+            u, s, v = decompositions.svdm(a, there, back, hats=True)
+            low = np.matmul((u[:, :rank] * s[:rank]).transpose(2, 0, 1), v[:, :rank].transpose(2, 1, 0))
+            return back(low.transpose(1, 2, 0))
+
+        routines["mprod-package"] = by_mprod
     return routines, {"svd of the faces alone": lambda: np.linalg.svd(faces, full_matrices=False)}
 
 
@@ -137,6 +198,9 @@ def encoder_routines(
         ),
     }
     x = torch.randn(batch, 128, width)
+    twin = ours.to_dense()  # an ordinary encoder of the same function
+    with torch.no_grad():
+        assert torch.allclose(ours(x[:2]), twin(x[:2]), atol=1e-4), "the encoder differs from its dense twin"
 
     def step(module: Any) -> Routine:
         def run() -> None:
@@ -174,28 +238,35 @@ def measure(routines: dict[str, Routine], scales: dict[str, Routine], rounds: in
         distance = float(np.linalg.norm(answer - reference) / np.linalg.norm(reference))
         assert distance < 1e-4, f"{name} differs by {distance:.2g}"
         rows[name] = {"distance": distance}
-    for name, times in timing.interleaved({**routines, **scales}, rounds, budget).items():
+    times_of = timing.interleaved({**routines, **scales}, rounds, budget)
+    for name, times in times_of.items():
         rows.setdefault(name, {})
         rows[name] |= {"seconds": float(np.median(times)), "best": min(times), "rounds": len(times)}
-    ours = rows["tensorfact"]["seconds"]
-    faster = {name: row["seconds"] / ours for name, row in rows.items() if name != "tensorfact"}
+    ours = times_of["tensorfact"]
+    faster = {name: round_ratio(times, ours) for name, times in times_of.items() if name != "tensorfact"}
     return {"rows": rows, "times_slower_than_ours": faster}
+
+
+def round_ratio(times: list[float], ours: list[float]) -> float:
+    """Median over the rounds of the ratio within a round: what slows the whole machine down cancels."""
+    return float(np.median(np.array(times) / np.array(ours)))
 
 
 def main() -> None:
     """Measure what is missing and write ``results/lproduct.json`` after each cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget stored cells")
-    parser.add_argument("--only", action="append", choices=("product", "tsvd", "encoder"), help="repeatable")
+    parser.add_argument("--only", action="append", choices=("product", "layer", "tsvd", "encoder"), help="repeatable")
     parser.add_argument("--width", type=int, action="append", help="only encoders of this width (repeatable)")
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of timing a cell")
     args = parser.parse_args()
     result: dict[str, Any] = timing.load("lproduct")
     cells = result.setdefault("cells", {})
-    result["environment"] = timing.environment("torch")
+    result["environment"] = timing.environment("torch", "torch-dct", "mprod-package")
     jobs: dict[str, Callable[[], tuple[dict[str, Routine], dict[str, Routine]]]] = {}
     jobs |= {f"product p={p}": lambda p=p: product_routines(p) for p in SLICES}  # type: ignore[misc]
+    jobs |= {f"layer p={p}": lambda p=p: layer_routines(p) for p in SLICES}  # type: ignore[misc]
     jobs |= {f"tsvd {m}x{l}x{p}": lambda m=m, l=l, p=p: tsvd_routines(m, l, p) for m, l, p in TSVD}  # type: ignore[misc]
     for width, batch in ENCODERS:
         if args.width is None or width in args.width:

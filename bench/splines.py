@@ -1,6 +1,7 @@
-"""B-spline basis and evaluation against the memory limit and SciPy.
+"""B-spline basis and evaluation against the memory limit, SciPy and libraries for Kolmogorov-Arnold networks.
 
     python -m bench.splines --points 1000000
+    python -m bench.splines --kan            # flashkan and inkan beside ours, those that are installed
 
 Times are medians of interleaved rounds into arrays that are warm. The limit is the time to write the same output once,
 values and first indices, by streaming stores of the same threads. Accuracy is asserted before anything is timed.
@@ -53,15 +54,78 @@ def measure(points: int, dtype: Any, kind: str, intervals: int, rounds: int, pee
     return found
 
 
+def kan(points: int, intervals: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of the cubic float32 basis on equally spaced knots, two threads, and errors against SciPy.
+
+    The libraries write all basis functions of each point, or (inkan's local values) the four that are not zero, as we
+    do. Knots go on beyond both ends, which is what the libraries know.
+    """
+    import torch
+
+    step = 2 / intervals
+    t = (np.arange(-3, intervals + 4) * step - 1).astype(np.float32)
+    x = np.random.default_rng(0).uniform(-1, 1, points).astype(np.float32)
+    out = kernels.spline_basis(x, t, 3)
+    starts = torch.from_numpy(t[: intervals + 3].copy())
+    column, per_step = torch.from_numpy(x)[:, None], 1 / step
+    routines: dict[str, Any] = {"ours": lambda: kernels.spline_basis(x, t, 3, out=out)}
+    dense: dict[str, Any] = {}
+    try:
+        from flashkan import basis as flash
+
+        dense["flashkan"] = lambda: flash.bspline_basis_eager(column, starts, per_step)
+        dense["flashkan, compiled"] = lambda: flash.bspline_basis(column, starts, per_step)
+    except ImportError:
+        pass
+    try:
+        from inkan import basis
+
+        dense["inkan, dense, compiled"] = lambda: basis.bspline_basis(column, starts, per_step, intervals + 3)
+        routines["inkan, local values"] = lambda: basis.local_values(column, starts, per_step, intervals + 3)
+        local = torch.compile(basis.local_values)
+        routines["inkan, local values, compiled"] = lambda: local(column, starts, per_step, intervals + 3)
+    except ImportError:
+        pass
+    part = slice(0, points, max(1, points // 2000))
+    exact = BSpline.design_matrix(np.clip(x[part].astype(float), t[3], t[-4]), t.astype(float), 3).toarray()
+    found: dict[str, Any] = {"error": {}}
+
+    def spread(first: Any, values: Any) -> np.ndarray:
+        table = np.zeros_like(exact)
+        np.put_along_axis(table, np.asarray(first, int).reshape(-1, 1) + np.arange(4), np.asarray(values, float), 1)
+        return table
+
+    found["error"]["ours"] = float(np.abs(spread(out[1][0][part], out[0][0].T[part]) - exact).max())
+    for name, run in dense.items():
+        found["error"][name] = float(np.abs(run()[part, 0].numpy() - exact).max())
+    for name in (name for name in routines if name != "ours"):
+        first, values = routines[name]()
+        table = spread(first[part, 0, 0], values[part, 0])
+        found["error"][name] = float(np.abs(table - exact).max())
+    for name, times in timing.interleaved({**routines, **dense}, rounds, budget=30.0).items():
+        found[name] = 1e3 * float(np.median(times))
+    found["times faster"] = {name: found[name] / found["ours"] for name in {**routines, **dense} if name != "ours"}
+    return found
+
+
 def main() -> None:
     """Fill ``results/splines.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--kan", action="store_true")
     arguments = parser.parse_args()
     result: dict[str, Any] = timing.load("splines")
     result["environment"] = timing.environment()
+    if arguments.kan:
+        table = result.setdefault("kan", {})
+        for intervals, points in ((5, arguments.points), (200, arguments.points // 10)):
+            name = f"{intervals} intervals, {points:g} points"
+            table[name] = kan(points, intervals, arguments.rounds)
+            print(name, table[name], flush=True)
+        timing.save("splines", result)
+        return
     rows = result.setdefault("rows", {})
     for kind in ("uniform", "general"):
         for intervals in (5, 16, 200):

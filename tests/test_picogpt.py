@@ -23,13 +23,15 @@ from bench.picogpt.model import PicoGPT, Size, count, sinusoids  # noqa: E402
 from bench.picogpt.runs import Plan  # noqa: E402
 from bench.picogpt.training import Protocol, Trainer  # noqa: E402
 
+from bench import resumable  # noqa: E402
+
 SHORT = Protocol(steps=5, batch=2, warmup=1, lr=3e-3, evaluate_every=3, save_every=2, chunk=1)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    runs.quiet_torch(1)
+    resumable.quiet_torch(1)
     yield
     torch.set_num_threads(before[0])
     torch.use_deterministic_algorithms(before[1])
@@ -47,7 +49,7 @@ def text():
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, text):
     """A plan whose dense model is trained, for a few steps."""
-    runs.quiet_torch(1)
+    resumable.quiet_torch(1)
     plan = Plan(tmp_path_factory.mktemp("picogpt"), SHORT, tune_steps=4)
     runs.run(plan, Arm("dense"), runs.SOURCE_SEED, text)
     return plan
@@ -172,7 +174,7 @@ def test_resumed_run_has_the_bits_of_an_undisturbed_one(name, trained, tmp_path,
     source.write_bytes(trained.source().read_bytes())
     log = runs.run(plan, arm, seed, text)
     file = plan.checkpoint(arm, seed)
-    wanted = training.stored_model(file)
+    wanted = resumable.stored_model(file)
     file.unlink()
     for step in (1, 3):  # before the first checkpoint, and after one, with a step since then lost
         with pytest.raises(KilledError):
@@ -180,7 +182,7 @@ def test_resumed_run_has_the_bits_of_an_undisturbed_one(name, trained, tmp_path,
         file.with_name("left-over.part").write_bytes(b"half a checkpoint")
     again = runs.run(plan, arm, seed, text)
     assert {**again, "cpu_seconds": 0} == {**log, "cpu_seconds": 0}
-    found = training.stored_model(file)
+    found = resumable.stored_model(file)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert again["step"] == plan.protocol(arm).steps == len(again["train"])
@@ -188,7 +190,7 @@ def test_resumed_run_has_the_bits_of_an_undisturbed_one(name, trained, tmp_path,
 
 
 def test_it_learns(trained):
-    log = training.stored_log(trained.source())
+    log = resumable.stored_log(trained.source())
     assert log["validation"][0]["loss"] == pytest.approx(math.log(65), abs=0.1)
     assert log["validation"][-1]["loss"] < 3.6
 
@@ -201,7 +203,7 @@ def test_another_protocol_is_refused(trained, text):
 
 def test_balanced_trains_have_the_same_product_and_even_bonds(trained):
     model, small = arms.build(Arm("dense"), 0), arms.build(Arm("svd", 8), 0, trained.source())
-    model.load_state_dict(training.stored_model(trained.source()))
+    model.load_state_dict(resumable.stored_model(trained.source()))
     for (name, layer), (_, mpo) in zip(model.linears(), small.linears(), strict=True):
         rows, cols = arms.SHAPES[arms.kind_of(name)]
         plain = arms.MPOLinear.from_linear(layer, rank=8, row_shape=rows, col_shape=cols, balance=False, rng=0)

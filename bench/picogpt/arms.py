@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from bench.picogpt.model import STD, Make, PicoGPT, Size, count, dense
-from bench.picogpt.training import stored_model
+from bench.resumable import stored_model
 from tensorfact.torch import LowRankLinear, MPOLinear
 
 BONDS = (4, 8, 16, 32)

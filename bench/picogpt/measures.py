@@ -14,7 +14,8 @@ from bench.picogpt.arms import BONDS, SHAPES, Arm
 from bench.picogpt.data import Corpus
 from bench.picogpt.model import PicoGPT
 from bench.picogpt.runs import Plan
-from bench.picogpt.training import Protocol, Trainer, stored_model
+from bench.picogpt.training import Protocol, Trainer
+from bench.resumable import quiet_torch, stored_model
 from tensorfact.torch import MPOLinear
 
 Errors = dict[str, dict[str, float]]
@@ -48,7 +49,7 @@ def errors(plan: Plan) -> dict[str, Errors]:
 
 def step_seconds(corpus: Corpus, rounds: int = 5) -> dict[str, float]:
     """Median seconds of a training step on one thread, dense and MPO interleaved."""
-    runs.quiet_torch(1)
+    quiet_torch(1)
     trainers = {
         name: Trainer(arms.build(Arm.of(name), 0), corpus, Protocol(), 0)
         for name in ("dense", *(f"mpo{bond}" for bond in BONDS))

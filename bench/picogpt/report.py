@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from bench import timing
-from bench.picogpt import data, measures, page, plot, training
+from bench import resumable, timing
+from bench.picogpt import data, measures, page, plot
 from bench.picogpt.arms import EVERYTHING, Arm
 from bench.picogpt.runs import Plan
 
@@ -21,7 +21,7 @@ def collect(plan: Plan) -> list[dict[str, Any]]:
     names = {name: index for index, name in enumerate(EVERYTHING)}
     found = []
     for file in plan.out.glob("*-seed*.safetensors"):
-        log = training.stored_log(file)
+        log = resumable.stored_log(file)
         if log is not None and log["step"] > 0:
             found.append(condensed(log))
     return sorted(found, key=lambda run: (names.get(run["arm"], len(names)), run["arm"], run["seed"]))

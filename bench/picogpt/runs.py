@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from bench.picogpt import arms, training
+from bench import resumable
+from bench.picogpt import arms
 from bench.picogpt.arms import Arm
 from bench.picogpt.data import Corpus
 from bench.picogpt.model import count, describe
-from bench.picogpt.training import Log, Protocol, Trainer
+from bench.picogpt.training import Protocol, Trainer
+from bench.resumable import Log
 
 SOURCE_SEED = 42  # of the dense model that is compressed
 Tick = Callable[[int, float], None]
@@ -47,7 +43,7 @@ class Plan:
 
     def done(self, arm: Arm, seed: int) -> bool:
         """Whether a run is finished."""
-        log = training.stored_log(self.checkpoint(arm, seed))
+        log = resumable.stored_log(self.checkpoint(arm, seed))
         return log is not None and log["step"] >= self.protocol(arm).steps
 
 
@@ -57,29 +53,12 @@ def run(plan: Plan, arm: Arm, seed: int, corpus: Corpus, tick: Tick | None = Non
     An arm that begins from the trained dense model trains that first, or waits for the process that does.
     """
     file = plan.checkpoint(arm, seed)
-    with locked(file):
+    with resumable.locked(file):
         if arm.tuned and not plan.done(Arm("dense"), SOURCE_SEED):
             run(plan, Arm("dense"), SOURCE_SEED, corpus, tick)
         model = arms.build(arm, seed, plan.source())
         trainer = Trainer(model, corpus, plan.protocol(arm), seed)
         trainer.log |= {"arm": arm.name, "parameters": count(model), "size": describe(model.size)}
         log = trainer.run(file, tick)
-        part = file.with_name(f"{file.stem}.{os.getpid()}.part")
-        part.write_text(json.dumps(log) + "\n")
-        part.replace(file.with_suffix(".json"))
+        resumable.write_json(file.with_suffix(".json"), log)
     return log
-
-
-@contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Hold a run for this process; another process that wants the same waits, and then finds it finished."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def quiet_torch(threads: int) -> None:
-    """Settings of a worker: its threads, and no switch that would change bits from run to run."""
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)

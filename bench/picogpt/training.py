@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -12,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import resumable
 from bench.picogpt.data import Corpus, batch
 from bench.picogpt.model import STD, PicoGPT
+from bench.resumable import Log
 from tensorfact.torch import MPOLinear
-
-Log = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,18 +150,12 @@ class Trainer:
         self.log["validation"].append({"step": self.log["step"], **evaluate(self.model, self.corpus.validation)})
 
     def save(self, file: Path) -> None:
-        """Write everything under a passing name, then rename: a kill leaves the old checkpoint or the new one."""
+        """Write everything that another process needs to go on with the same bits."""
         self.log["cpu_seconds"] = time.process_time() - self._began
         tensors = {f"model.{name}": tensor.detach() for name, tensor in self.model.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        tensors |= resumable.optimizer_tensors(self.optimizer)
         tensors["rng"] = self.rng.get_state()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        save_file({name: t.contiguous() for name, t in tensors.items()}, part, {"log": json.dumps(self.log)})
-        with part.open("rb") as stream:
-            os.fsync(stream.fileno())
-        part.replace(file)
+        resumable.write(file, tensors, self.log)
 
     def load(self, file: Path) -> Log:
         """Take everything back from a checkpoint.
@@ -174,22 +165,15 @@ class Trainer:
         ValueError
             If it was trained by another protocol or seed.
         """
-        with safe_open(file, "pt") as stored:
-            log = json.loads(stored.metadata()["log"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        tensors, log = resumable.read(file)
         log["protocol"] = Protocol().plain() | log["protocol"]  # an older checkpoint has the defaults of newer options
         for key in ("seed", "protocol"):
             if log[key] != self.log[key]:
                 raise ValueError(
                     f"{file} must hold {key} {self.log[key]}, got {log[key]}: take another --out or remove it"
                 )
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.model.load_state_dict(resumable.pick(tensors, "model."))
+        resumable.restore_optimizer(self.optimizer, tensors)
         self.rng.set_state(tensors["rng"])
         self.log = log
         return self.log
@@ -214,17 +198,3 @@ def core_scales(model: PicoGPT) -> dict[int, float]:
             scale = (STD**2 / math.prod(layer.ranks)) ** exponent / STD
             found |= {id(core): scale for core in layer.cores}
     return found
-
-
-def stored_log(file: Path) -> Log | None:
-    """Log of a checkpoint without its tensors, or None where there is none."""
-    if not file.exists():
-        return None
-    with safe_open(file, "pt") as stored:
-        return json.loads(stored.metadata()["log"])  # type: ignore[no-any-return]
-
-
-def stored_model(file: Path) -> dict[str, Tensor]:
-    """State dict of the model in a checkpoint."""
-    with safe_open(file, "pt") as stored:
-        return {k.removeprefix("model."): stored.get_tensor(k) for k in stored.keys() if k.startswith("model.")}  # noqa: SIM118

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
+from bench import pool, resumable
 from bench.picogpt import data, runs
 from bench.picogpt.arms import Arm
 from bench.picogpt.runs import Plan
@@ -16,32 +15,16 @@ from bench.picogpt.runs import Plan
 def train(plan: Plan, wanted: Sequence[tuple[Arm, int]], text: Path | None, jobs: int, threads: int) -> bool:
     """Train every arm and seed that is wanted, ``jobs`` at once; whether all went well."""
     file = data.find(text)  # here, so that a download happens once
-    context = multiprocessing.get_context("spawn")
-    tasks = context.Queue()
-    for arm, seed in wanted:
-        tasks.put((arm.name, seed))
-    processes = [
-        context.Process(target=work, args=(plan, file, threads, tasks, position))
-        for position in range(max(1, min(jobs, len(wanted))))
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return not any(process.exitcode for process in processes)
+    return pool.train(work, (plan, file, threads), [(arm.name, seed) for arm, seed in wanted], jobs)
 
 
-def work(plan: Plan, file: Path | None, threads: int, tasks: Any, position: int) -> None:
-    """Train what the queue holds until it is empty, under a progress bar."""
+def work(plan: Plan, file: Path | None, threads: int, tasks: Iterator[tuple[str, int]], position: int) -> None:
+    """Train arms and seeds, one after the other, under a progress bar."""
     from tqdm import tqdm
 
-    runs.quiet_torch(threads)
+    resumable.quiet_torch(threads)
     corpus = data.load(file)
-    while True:
-        try:
-            name, seed = tasks.get(timeout=1)
-        except Empty:
-            return
+    for name, seed in tasks:
         arm = Arm.of(name)
         with tqdm(
             total=plan.protocol(arm).steps, desc=f"{name} seed {seed}", position=position, mininterval=2, unit="step"

@@ -11,8 +11,10 @@ namespace tensorfact::bind {
 void bind_lapack(py::module_& m);
 void bind_chain(py::module_& m);
 void bind_dense(py::module_& m);
+void bind_facewise(py::module_& m);
 void bind_tall(py::module_& m);
 void bind_spline(py::module_& m);
+void bind_sparse(py::module_& m);
 
 namespace {
 
@@ -49,6 +51,8 @@ PYBIND11_MODULE(TENSORFACT_MODULE, m, pybind11::mod_gil_not_used()) {
     bind::bind_lapack(m);
     bind::bind_chain(m);
     bind::bind_dense(m);
+    bind::bind_facewise(m);
     bind::bind_tall(m);
     bind::bind_spline(m);
+    bind::bind_sparse(m);
 }

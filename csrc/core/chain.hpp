@@ -7,15 +7,11 @@
 #pragma once
 
 #include <array>
-#include <cstdint>
 #include <cstring>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "parallel.hpp"
+#include "populate.hpp"
 #include "tiled.hpp"
 #include "view.hpp"
 #include "workspace.hpp"
@@ -119,23 +115,6 @@ struct Chain {
         return out;
     }
 };
-
-// Brings the pages of a large result into memory in one go, where Linux can (5.14): one fault for each costs twice as much, as much as
-// half of a thin chain. Each thread does so for the part that it writes. Huge pages were tried: fast where they are at hand, a stall of
-// 70 ms where the system must find them.
-inline void populate(void* data, index bytes) {
-#if defined(__linux__)
-    constexpr std::uintptr_t page = 4096;
-    const auto begin = reinterpret_cast<std::uintptr_t>(data) / page * page;
-    const auto end = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes) + page - 1) / page * page;
-    constexpr int populate_write = 23;  // MADV_POPULATE_WRITE, which older headers lack
-    ::madvise(reinterpret_cast<void*>(begin), end - begin, populate_write);
-#else
-    (void)data, (void)bytes;
-#endif
-}
-
-inline constexpr index populate_from = index{1} << 20;  // bytes; smaller results come from memory that was used before
 
 // Bytes on the way of the tokens that go together: most of the second-level cache is left to cores and input.
 inline constexpr index chain_block_bytes = index{512} << 10;

@@ -9,7 +9,7 @@
 
 namespace tensorfact {
 
-inline constexpr index stream_bytes = index{16} << 20;  // larger results leave the caches anyway
+inline constexpr index stream_bytes = index{4} << 20;  // larger results leave the private caches anyway
 
 // Points x (branches, points), knots (branches, basis functions + degree + 1), both C-contiguous.
 template <class T>

@@ -125,12 +125,15 @@ def test_what_is_not_finite_is_refused(shape, bad):
                 tt_svd(a, rank=1, method=method)
 
 
-def test_a_tolerance_below_rounding_is_raised_and_noted():
-    a = example(np.float32, 10)
-    train = tt_svd(a, tol=1e-9)
-    assert train.info.notes == ("tol-floor",)
-    assert true_error(a, train) <= 10 * np.finfo(np.float32).eps
-    assert not train.info.converged or train.error <= 1e-9
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_tolerance_below_rounding_is_refused_and_the_smallest_is_kept(dtype):
+    a = example(np.float32, 10).astype(dtype)
+    smallest = 10 * np.finfo(dtype).eps if dtype != np.float16 else 2.5 * a.ndim * 2.0**-11
+    with pytest.raises(ValueError, match=r"tol must be a number in \["):
+        tt_svd(a, tol=0.9 * smallest)
+    train = tt_svd(a, tol=smallest)
+    assert train.info.converged
+    assert true_error(a.astype(np.float64), train) <= smallest
 
 
 @pytest.mark.parametrize(
@@ -141,7 +144,7 @@ def test_a_tolerance_below_rounding_is_raised_and_noted():
         (lambda a: tt_svd(a, rank=2, max_rank=3), "max_rank goes with tol"),
         (lambda a: tt_svd(a, rank=0), "rank must be at least 1, got 0"),
         (lambda a: tt_svd(a, rank=2.5), "rank must be an integer, got 2.5"),
-        (lambda a: tt_svd(a, rank=(2, 2, 2)), "rank must have one entry for each of the 2 inner bonds, got 3"),
+        (lambda a: tt_svd(a, rank=(2, 2, 2)), "rank must be an integer or hold 2 of them, one an inner bond"),
         (lambda a: tt_svd(a, rank=(2, 0)), r"rank\[1\] must be at least 1, got 0"),
         (lambda a: tt_svd(a, tol=0.1, max_rank=-1), "max_rank must be at least 1, got -1"),
         (lambda a: tt_svd(a, tol=-0.1), "tol must be a number in .* got -0.1"),

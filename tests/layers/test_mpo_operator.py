@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -152,3 +153,45 @@ def test_only_the_gradients_that_are_wanted(frozen: str) -> None:
     assert (x.grad is None) == (frozen == "input")
     assert (layer.bias.grad is None) == (frozen == "bias")
     assert all((core.grad is None) == (frozen == "cores") for core in layer.cores)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("path", ["chain", "reconstruct"])
+def test_the_default_compiler_gives_the_same_values_and_gradients(path: Any) -> None:
+    layer, x = made(path=path)
+    expected = layer(x)
+    expected.sum().backward()
+    wanted = [core.grad.clone() for core in layer.cores]
+    layer.zero_grad()
+    out = torch.compile(layer, fullgraph=True)(x)
+    out.sum().backward()
+    torch.testing.assert_close(out, expected)
+    for core, gradient in zip(layer.cores, wanted, strict=True):
+        torch.testing.assert_close(core.grad, gradient)
+
+
+def test_threads_that_share_a_layer_never_see_a_weight_of_other_cores() -> None:
+    layer, x = made(path="reconstruct")
+    layer.eval()
+    versions = [[core.detach().clone() * scale for core in layer.cores] for scale in (1.0, -2.0)]
+    with torch.no_grad():
+        values = [layer.weight.clone()]
+        for core, new in zip(layer.cores, versions[1], strict=True):
+            core.copy_(new)
+        values.append(layer.weight.clone())
+        expected = [x @ value.T + layer.bias for value in values]
+
+        def serve(_: int) -> None:
+            for _ in range(200):
+                with torch.no_grad():  # of this thread
+                    found = layer(x)
+                assert any(torch.allclose(found, wanted) for wanted in expected)
+
+        with ThreadPoolExecutor(4) as pool:
+            served = [pool.submit(serve, k) for k in range(3)]
+            for turn in range(40):  # the parameters are replaced as a whole: a torn core is the writer's own affair
+                layer.cores = torch.nn.ParameterList(versions[turn % 2])
+            for future in served:
+                future.result(timeout=60)
+        torch.testing.assert_close(layer(x), expected[1])

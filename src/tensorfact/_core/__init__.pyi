@@ -37,6 +37,33 @@ def kron_sum(left: NDArray[_R], right: NDArray[_R], out: NDArray[_R], m1: int, m
 def kron_sum_at(
     wide: bool, members: tuple[tuple[int, int, int], ...], m1: int, n1: int, r: int, m2: int, n2: int, nthreads: int
 ) -> None: ...
+def facewise(
+    x: NDArray[_R],
+    faces: NDArray[_R],
+    forward: NDArray[_R],
+    inverse: NDArray[_R],
+    bias: NDArray[_R],
+    y: NDArray[_R],
+    last: bool,
+    nthreads: int,
+) -> bool: ...
+def facewise_at(
+    wide: bool,
+    x: int,
+    faces: int,
+    forward: int,
+    inverse: int,
+    bias: int,
+    y: int,
+    sizes: tuple[int, int, int, int],
+    strides: tuple[int, int, int],
+    last: bool,
+    nthreads: int,
+) -> bool: ...
+def tube_faces(x: NDArray[_R], forward: NDArray[_R], faces: NDArray[_R], last: bool, nthreads: int) -> bool: ...
+def tube_faces_at(
+    wide: bool, x: int, forward: int, faces: int, rows: int, columns: int, p: int, last: bool, nthreads: int
+) -> bool: ...
 def sum_squares(a: NDArray[_R], nthreads: int) -> float: ...
 def normal_apply(a: NDArray[_F], x: NDArray[_F], out: NDArray[_F], block_rows: int) -> None: ...
 def matmul(a: NDArray[_F], b: NDArray[_F], out: NDArray[_F]) -> None: ...
@@ -83,3 +110,13 @@ def spline_gram(
     nthreads: int,
 ) -> None: ...
 def spline_solve(band: NDArray[np.float64], rhs: NDArray[np.float64], branches: int, nthreads: int) -> float: ...
+def sparse_product(
+    x: NDArray[_R],
+    values: NDArray[_R],
+    rows: NDArray[np.uint8],
+    columns: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    bias: NDArray[_R],
+    y: NDArray[_R],
+    nthreads: int,
+) -> None: ...

@@ -71,7 +71,8 @@ class HeldResult:
             elif key not in self.dropped:
                 name = places.get(key, key)
                 entries.append(self.made.get(name, Entry(name, info.dtype, info.shape)))
-        return entries + rest
+        placed = {entry.name for entry in entries}  # a unit may give a bias of its own
+        return entries + [entry for entry in rest if entry.name not in placed]
 
     def write(self, writer: CheckpointWriter) -> None:
         """Write all tensors: stage by stage what was made, then what stays as it was."""
@@ -125,10 +126,11 @@ class HeldResult:
             if found is not None:
                 sharers.setdefault(source, []).append(found[0])
         bits = dict.fromkeys(layers, 0)
+        biases = set(self._places().values())
         for stage in self.facts.values():
             mine = list(stage["layers"])
             for key, shape in stage["shapes"].items():
-                if key in stage["changed"]:
+                if key in stage["changed"] or key in biases:  # those are the source's own tensors with other values
                     continue
                 found = owner(job.method, key)
                 names = mine if found is None or found[0] not in layers else [found[0], *sharers.get(key, [])]

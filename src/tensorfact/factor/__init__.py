@@ -10,7 +10,8 @@ from tensorfact.factor._result import LowRank, LowRankInfo
 from tensorfact.factor._rounding import tt_round
 from tensorfact.factor._shared_codes import SparseCodes
 from tensorfact.factor._shared_result import SharedBasis, SharedBasisInfo
-from tensorfact.factor._train import TensorTrain, TrainInfo
+from tensorfact.factor._train import TensorTrain
+from tensorfact.factor._train_chain import TrainInfo
 from tensorfact.factor._transform import Transform
 from tensorfact.factor._tt_matrix import TTMatrix
 from tensorfact.factor.certificate import softmax_bound

@@ -48,10 +48,9 @@ def useful_ranks(sizes: Sequence[int], rank: int | Sequence[int]) -> tuple[int, 
 def bonds_from(name: str, value: Any, order: int) -> tuple[int, ...]:
     """``order - 1`` bonds from an int or a sequence of them; ``ValueError`` names the argument."""
     if isinstance(value, (list, tuple)) or (hasattr(value, "__len__") and not isinstance(value, (str, bytes))):
-        bonds = tuple(check_count(name, item, 1) for item in list(value))
-        if len(bonds) != order - 1:
+        if len(value) != order - 1:
             raise ValueError(f"{name} must be an integer or hold {order - 1} of them, one an inner bond, got {value!r}")
-        return bonds
+        return tuple(check_count(f"{name}[{k}]", item, 1) for k, item in enumerate(value))
     return (check_count(name, value, 1),) * (order - 1)
 
 
@@ -60,10 +59,10 @@ class Request:
 
     __slots__ = ("caps", "order", "tol")
 
-    def __init__(self, caps: tuple[int, ...] | None, tol: float | None, order: int) -> None:
-        self.caps = caps
+    def __init__(self, caps: tuple[int, ...], tol: float | None) -> None:
+        self.caps = caps  # largest useful rank of each inner bond, or less
         self.tol = tol
-        self.order = order
+        self.order = len(caps) + 1
 
     def limit2(self, bond: int, norm2: float, spent2: float) -> float | None:
         """Squared error that the cut at inner bond ``bond`` (0-based) may make; None where the rank decides.
@@ -74,10 +73,6 @@ class Request:
             return None
         return max(0.0, self.tol**2 * norm2 - spent2) / (self.order - 1 - bond)
 
-    def cap(self, bond: int) -> float:
-        """Largest rank allowed at inner bond ``bond``."""
-        return math.inf if self.caps is None else self.caps[bond]
-
 
 def request(sizes: Sequence[int], rank: Any, tol: Any, max_rank: Any, *, smallest: float) -> Request:
     """Check ``rank``, ``tol`` and ``max_rank`` of a chain with these mode sizes."""
@@ -86,9 +81,9 @@ def request(sizes: Sequence[int], rank: Any, tol: Any, max_rank: Any, *, smalles
     if rank is not None and max_rank is not None:
         raise ValueError(f"max_rank goes with tol, not with rank, got max_rank={max_rank!r}, rank={rank!r}")
     if rank is not None:
-        return Request(useful_ranks(sizes, rank), None, len(sizes))
-    caps = None if max_rank is None else bonds_from("max_rank", max_rank, len(sizes))
-    return Request(caps, check_fraction("tol", tol, smallest, 1.0), len(sizes))
+        return Request(useful_ranks(sizes, rank), None)
+    caps = bonds_from("max_rank", math.prod(sizes) if max_rank is None else max_rank, len(sizes))
+    return Request(useful_ranks(sizes, caps), check_fraction("tol", tol, smallest, 1.0))
 
 
 def balanced_shape(n: int, order: int) -> tuple[int, ...]:

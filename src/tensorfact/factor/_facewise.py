@@ -7,10 +7,39 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tensorfact.factor._stack import NumpyStack
+from tensorfact.factor._stack import NumpyStack, require_finite
 from tensorfact.factor._tubes import Tubes
+from tensorfact.kernels.facewise import MAX_TUBE, facewise_product, tube_faces
 
-__all__ = ["face_inverse", "face_pinv", "face_qr", "face_svd", "multiply", "zero_below"]
+__all__ = ["face_inverse", "face_pinv", "face_qr", "face_svd", "fused", "multiply", "zero_below"]
+
+_LONGEST = 4096  # terms of a sum: the fused kernel does not cut them, so a strip of a weight must fit the cache
+
+
+def fused(x: Any, y: Any, ops: NumpyStack, tubes: Tubes) -> Any:
+    """The whole product in one pass over ``x``, transforms included; None where the kernel does not serve it.
+
+    It takes real NumPy arrays ``x (..., m, l, p)``, ``y (l, n, p)`` with short tubes in the last axis, or in the one
+    before. It looks for numbers that are not finite itself.
+    """
+    if type(ops) is not NumpyStack or ops.complex or len(tubes.axes) != 1:
+        return None
+    transform, p = tubes.transforms[0], tubes.lengths[0]
+    behind = {(z.ndim - 1 - tubes.axes[0] % z.ndim) for z in (x, y)}
+    if transform.is_complex or p > MAX_TUBE or behind not in ({0}, {1}) or y.ndim > x.ndim:
+        return None
+    if math.prod(y.shape[:-3]) != 1 or not (x.flags.c_contiguous and y.flags.c_contiguous):
+        return None
+    last = behind == {0}
+    l, n = (int(y.shape[-3]), int(y.shape[-2 if last else -1]))
+    if l > _LONGEST:
+        return None
+    forward, inverse = ops.host(transform.matrix), ops.host(transform.inverse_matrix)
+    weights, finite = tube_faces(y.reshape(l, n * p), forward, last=last)
+    require_finite("b", finite)
+    product, finite = facewise_product(x.reshape(-1, l * p), weights, forward, inverse, last=last)
+    require_finite("a", finite)
+    return product.reshape(*x.shape[:-2], *((n, p) if last else (p, n)))
 
 
 def multiply(x: Any, y: Any, ops: NumpyStack) -> Any:

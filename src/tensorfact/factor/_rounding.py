@@ -12,7 +12,8 @@ import numpy as np
 from tensorfact.factor import _train_canonical as forms
 from tensorfact.factor._adaptive import smallest_tol
 from tensorfact.factor._bonds import Request, request
-from tensorfact.factor._train import TensorTrain, TrainInfo
+from tensorfact.factor._train import TensorTrain
+from tensorfact.factor._train_chain import TrainInfo
 from tensorfact.factor._train_ops import (
     cast_like,
     dot,
@@ -145,7 +146,7 @@ def _by_svd(
     cores: tuple[Any, ...], side: str, wanted: Request
 ) -> tuple[tuple[Any, ...], int, tuple[float, ...], float]:
     if side == "left" and len(cores) > 1:  # cut from the right, where no sweep is needed first, and turn the result
-        turned = Request(None if wanted.caps is None else wanted.caps[::-1], wanted.tol, wanted.order)
+        turned = Request(wanted.caps[::-1], wanted.tol)
         done, first, found, norm = _by_svd(forms.reversed_train(cores), "right", turned)
         done, second = forms.left_orthogonal(forms.reversed_train(done)) if norm > 0 else (done, 0)
         return done, first + second, tuple(math.ldexp(e, -second) for e in found[::-1]), math.ldexp(norm, -second)
@@ -163,7 +164,7 @@ def _by_svd(
         r, n, s = (int(size) for size in out[bond].shape)
         u, values, vh = svd(xp.reshape(out[bond], (r * n, s)))
         spent2 = sum(e * e for e in errors)
-        keep, lost = kept_rank(values, wanted.limit2(bond, norm * norm, spent2), wanted.cap(bond))
+        keep, lost = kept_rank(values, wanted.limit2(bond, norm * norm, spent2), wanted.caps[bond])
         errors.append(lost)
         rest = ops_of(vh).from_numpy(values[:keep])[:, None] * vh[:keep, :]
         out[bond] = xp.reshape(u[:, :keep], (r, n, keep))
@@ -190,7 +191,7 @@ def _random(
         flat = xp.reshape(out[bond], (r * n, s))
         spent2 = sum(e * e for e in errors)
         limit2 = wanted.limit2(bond, norm * norm, spent2)
-        basis, lost = _cut(dot(flat, tails[bond]), limit2, wanted.cap(bond), rng)
+        basis, lost = _cut(dot(flat, tails[bond]), limit2, wanted.caps[bond], rng)
         errors.append(lost)
         out[bond] = xp.reshape(basis, (r, n, -1))
         out[bond + 1] = _times_core(dot(ops_of(basis).adjoint(basis), flat), out[bond + 1])

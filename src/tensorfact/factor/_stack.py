@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["NumpyStack", "PortableStack", "same_kind", "stack_for"]
+__all__ = ["NumpyStack", "PortableStack", "require_finite", "same_kind", "stack_for"]
 
 _HALF = ("float16", "bfloat16")
 _SERVED = ("float32", "float64", "complex64", "complex128")
@@ -220,10 +220,13 @@ class PortableStack(NumpyStack):
         return self.xp.linalg.inv(x)
 
 
-def stack_for(name: str, a: Any) -> tuple[Any, NumpyStack]:
-    """``a`` in working precision and the primitives for it; ``ValueError`` names what cannot be served."""
+def stack_for(name: str, a: Any, look: bool = True) -> tuple[Any, NumpyStack]:
+    """``a`` in working precision and the primitives for it; ``ValueError`` names what cannot be served.
+
+    Without ``look`` the caller makes sure with `require_finite`, or otherwise, that ``a`` is finite.
+    """
     if not isinstance(a, np.ndarray) and (hasattr(a, "__array_namespace__") or type(a).__module__.startswith("torch")):
-        return _portable(name, a)
+        return _portable(name, a, look)
     if isinstance(a, np.ma.MaskedArray):
         raise ValueError(f"{name} must not be a masked array: fill it first")
     a = np.asarray(a)
@@ -233,10 +236,12 @@ def stack_for(name: str, a: Any) -> tuple[Any, NumpyStack]:
         x, ops = a, NumpyStack(a.dtype)
     else:
         raise ValueError(_wrong_type(name, a.dtype))
-    return x, _finite(name, x, ops)
+    if look:
+        require_finite(name, ops.all_finite(x))
+    return x, ops
 
 
-def _portable(name: str, a: Any) -> tuple[Any, NumpyStack]:
+def _portable(name: str, a: Any, look: bool) -> tuple[Any, NumpyStack]:
     try:
         from array_api_compat import array_namespace
     except ImportError as missing:
@@ -249,7 +254,10 @@ def _portable(name: str, a: Any) -> tuple[Any, NumpyStack]:
         a, result = xp.astype(a, xp.float32), a.dtype
     elif kind not in _SERVED:
         raise ValueError(_wrong_type(name, a.dtype))
-    return a, _finite(name, a, PortableStack(a, xp, result))
+    ops = PortableStack(a, xp, result)
+    if look:
+        require_finite(name, ops.all_finite(a))
+    return a, ops
 
 
 def _wrong_type(name: str, dtype: Any) -> str:
@@ -257,10 +265,10 @@ def _wrong_type(name: str, dtype: Any) -> str:
     return f"{name} must hold {served} numbers, got dtype {dtype}; convert it first"
 
 
-def _finite(name: str, x: Any, ops: NumpyStack) -> NumpyStack:
-    if not ops.all_finite(x):
+def require_finite(name: str, finite: bool) -> None:
+    """Refuse an argument that is not finite."""
+    if not finite:
         raise ValueError(f"{name} must be finite, got NaN or infinity")
-    return ops
 
 
 def same_kind(a: Any, b: Any, given: tuple[Any, Any]) -> None:

@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import numbers
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from tensorfact.factor import _train_algebra as algebra
 from tensorfact.factor import _train_canonical as canonical_forms
-from tensorfact.factor import _train_file as files
 from tensorfact.factor import _train_index as index
+from tensorfact.factor._train_chain import DENSE_BYTES, Chain, Side, frozen
 from tensorfact.factor._train_ops import cast_like, itemsize, namespace
 
-__all__ = ["DENSE_BYTES", "TensorTrain", "TrainInfo", "chain", "frozen"]
-
-DENSE_BYTES = 8 << 30  # a larger dense tensor is made only on request
-Side = Literal["left", "right", "none"]
+__all__ = ["TensorTrain"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainInfo:
-    """How a train was computed: nothing is swapped silently.
-
-    Parameters
-    ----------
-    path : str
-        The algorithm that produced the cores: ``"tsqr"``, ``"sketch"``, ``"svd"``, ``"random"``, ``"zero"``, or
-        ``"given"`` for cores that a caller brought or arithmetic made.
-    site_errors : tuple of float
-        Norm of what was discarded at each inner bond, absolute, bond 1 first; their root sum of squares is
-        ``error * norm``. Empty where no bond was truncated by name.
-    norm : float or None
-        Frobenius norm of the tensor that was decomposed or rounded.
-    data_reads : float
-        Passes over the dense data, 1.0 being its whole size read once.
-    converged : bool
-        False when ``max_rank`` kept the error above ``tol``.
-    notes : tuple of str
-        Fallbacks on the way, for example ``"scaled"`` where the data was brought into the safe range first.
-    """
-
-    path: str = "given"
-    site_errors: tuple[float, ...] = ()
-    norm: float | None = None
-    data_reads: float = 0.0
-    converged: bool = True
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class TensorTrain:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
+class TensorTrain(Chain):
     """A tensor as a chain of cores: ``x[i, j, ..., k] = cores[0][:, i] @ cores[1][:, j] @ ... @ cores[-1][:, k]``.
 
     Parameters
@@ -71,11 +36,6 @@ class TensorTrain:
     info : TrainInfo
         The path that was taken.
     """
-
-    cores: tuple[Any, ...]
-    error: float = 0.0
-    canonical: Side = "none"
-    info: TrainInfo = field(default_factory=TrainInfo)
 
     def __post_init__(self) -> None:
         cores = tuple(self.cores)
@@ -105,36 +65,13 @@ class TensorTrain:
         return tuple(int(core.shape[1]) for core in self.cores)
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """All bonds, the outer ones (1) included: ``order + 1`` numbers."""
-        return (*(int(core.shape[0]) for core in self.cores), 1)
+    def _modes(self) -> tuple[int, ...]:
+        return self.shape
 
     @property
-    def order(self) -> int:
+    def ndim(self) -> int:
         """Number of modes."""
-        return len(self.cores)
-
-    ndim = order
-
-    @property
-    def dtype(self) -> Any:
-        """Type of the stored numbers."""
-        return self.cores[0].dtype
-
-    @property
-    def size(self) -> int:
-        """Stored numbers."""
-        return sum(math.prod(map(int, core.shape)) for core in self.cores)
-
-    @property
-    def dense_size(self) -> int:
-        """Numbers in the dense tensor."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the cores."""
-        return self.size * itemsize(self.cores[0])
+        return self.order
 
     def reconstruct(self, *, max_bytes: int | None = DENSE_BYTES) -> Any:
         """The dense tensor, contracted in the cheapest order: about ``2 N r`` flop for N entries and a small bond r.
@@ -153,13 +90,7 @@ class TensorTrain:
             )
         return algebra.dense(self.cores)
 
-    def to_dense(self, *, max_bytes: int | None = DENSE_BYTES) -> Any:
-        """The same as :meth:`reconstruct`."""
-        return self.reconstruct(max_bytes=max_bytes)
-
     # -- arithmetic: exact, bonds add in a sum and multiply in a product; round afterwards --------------------------
-    __array_ufunc__ = None  # NumPy scalars leave ``2.0 * train`` to us
-
     def __add__(self, other: Any) -> TensorTrain:
         if isinstance(other, TensorTrain):
             self._same_shape(other)
@@ -296,32 +227,6 @@ class TensorTrain:
         found = algebra.absorb(parts)
         return self._made(cast_like(found)) if isinstance(found, tuple) else found
 
-    # -- files ------------------------------------------------------------------------------------------------------
-    def to_arrays(self) -> dict[str, Any]:
-        """The parts by name, for a file of arrays; :meth:`from_arrays` reads them back."""
-        return {**{f"cores.{k}": core for k, core in enumerate(self.cores)}, **files.packed(self, self.canonical)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> TensorTrain:
-        """Rebuild a train from :meth:`to_arrays`; a missing part raises ``ValueError``."""
-        made: TensorTrain = files.built(cls, TrainInfo, *files.unpacked(arrays))
-        return made
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, in one step: a reader sees the old file or the new one. Needs safetensors."""
-        files.save(self, path, type(self).__name__, self.canonical)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, framework: Literal["numpy", "torch"] = "numpy") -> TensorTrain:
-        """Read a file of :meth:`save`; ``ValueError`` where it is broken or holds something else."""
-        made: TensorTrain = files.load(path, cls, TrainInfo, framework)
-        return made
-
-    def __repr__(self) -> str:
-        ratio = self.dense_size / max(1, self.size)
-        side = "" if self.canonical == "none" else f", {self.canonical}"
-        return f"TensorTrain({chain(self.shape, self.ranks)}, {ratio:.3g}x smaller, error={self.error:.3g}{side})"
-
     # -- helpers ----------------------------------------------------------------------------------------------------
     def _same_shape(self, other: Any) -> None:
         if not isinstance(other, TensorTrain):
@@ -330,17 +235,8 @@ class TensorTrain:
             raise ValueError(f"both trains must have one shape, got {self.shape} and {other.shape}")
 
     def _made(self, cores: tuple[Any, ...], *others: TensorTrain) -> TensorTrain:
-        """A train made by exact arithmetic: it is exact where its sources are, and of unknown error otherwise."""
-        exact = all(train.error == 0.0 for train in (self, *others))
-        return TensorTrain(cores=cores, error=0.0 if exact else math.nan)
-
-
-def chain(shape: Sequence[Any], ranks: Sequence[int]) -> str:
-    """The modes in a row with the bonds between them, ``8 -3- 8 -5- 8``; a long chain is cut in the middle."""
-    links = [str(shape[0]), *(f"-{rank}- {size}" for rank, size in zip(ranks[1:-1], shape[1:], strict=True))]
-    if len(links) > 12:
-        links = [*links[:5], f"... {len(links)} modes ...", *links[-5:]]
-    return " ".join(links)
+        """A train made by exact arithmetic."""
+        return TensorTrain(cores=cores, error=self._exact_with(*others))
 
 
 def _number(value: Any) -> complex | float | None:
@@ -349,12 +245,3 @@ def _number(value: Any) -> complex | float | None:
         number = complex(value)  # type: ignore[arg-type]
         return number if isinstance(value, (complex, np.complexfloating)) else number.real
     return None
-
-
-def frozen(core: Any) -> Any:
-    """A read-only view of a NumPy core: the caller's own array stays as writeable as it was."""
-    if not isinstance(core, np.ndarray):
-        return core
-    view = core.view()
-    view.setflags(write=False)
-    return view

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tensorfact.factor._input import _HALF, _working, check_count
+from tensorfact.factor._input import _HALF, _working
 from tensorfact.factor._ops import PortableOps
 from tensorfact.factor._tt_portable import DeviceTensor
 from tensorfact.factor._tt_sweep import Plan, step_cost
 from tensorfact.factor._tt_tall import HostTensor
 
-__all__ = ["Tensor", "as_tensor", "checked_caps"]
+__all__ = ["Tensor", "as_tensor"]
 
 
 class Tensor:
@@ -142,22 +141,3 @@ def _portable(a: Any) -> Tensor:
         a = a.detach()
     ops = PortableOps(a, xp, a.dtype)
     return Tensor(a, ops.dtype, result, ops, None)
-
-
-def checked_caps(shape: tuple[int, ...], rank: int | Sequence[int] | None, name: str) -> tuple[int, ...]:
-    """One bound for each inner bond, clipped to what the mode sizes allow."""
-    bonds = len(shape) - 1
-    if rank is None:
-        wanted: list[float] = [math.inf] * bonds
-    elif isinstance(rank, Sequence | np.ndarray) and not isinstance(rank, str):
-        if len(rank) != bonds:
-            raise ValueError(f"{name} must have one entry for each of the {bonds} inner bonds, got {len(rank)}")
-        wanted = [check_count(f"{name}[{k}]", r, 1) for k, r in enumerate(rank)]
-    else:
-        wanted = [check_count(name, rank, 1)] * bonds
-    for order in (range(bonds), range(bonds - 1, -1, -1)):
-        for k in order:
-            left = shape[0] if k == 0 else wanted[k - 1] * shape[k]
-            right = shape[-1] if k == bonds - 1 else wanted[k + 1] * shape[k + 1]
-            wanted[k] = min(wanted[k], left, right)
-    return tuple(int(r) for r in wanted)

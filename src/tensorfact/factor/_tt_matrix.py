@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from tensorfact.factor import _train_algebra as algebra
 from tensorfact.factor import _train_canonical as forms
-from tensorfact.factor import _train_file as files
 from tensorfact.factor._bonds import useful_ranks
 from tensorfact.factor._contraction import apply_plan, plan_for
 from tensorfact.factor._input import check_count
 from tensorfact.factor._rounding import tt_round
-from tensorfact.factor._train import DENSE_BYTES, Side, TensorTrain, TrainInfo, chain, frozen
-from tensorfact.factor._train_ops import cast_like, itemsize, namespace, ops_of, permute, svd
+from tensorfact.factor._train import TensorTrain
+from tensorfact.factor._train_chain import DENSE_BYTES, Chain, frozen
+from tensorfact.factor._train_ops import cast_like, namespace, ops_of, permute, svd
 
 __all__ = ["TTMatrix"]
 
 
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class TTMatrix:
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True, repr=False)
+class TTMatrix(Chain):
     """A matrix (out, in) as a chain of cores, out and in being split into factors: a matrix product operator.
 
     ``w[(i1 .. iL), (j1 .. jL)] = cores[0][:, i1, j1] @ cores[1][:, i2, j2] @ ... @ cores[-1][:, iL, jL]``, with
@@ -49,11 +48,6 @@ class TTMatrix:
     >>> op.ranks, (op @ np.arange(12.0))[:3].round(6).tolist()
     ((1, 1, 1), [0.0, 1.0, 2.0])
     """
-
-    cores: tuple[Any, ...]
-    error: float = 0.0
-    canonical: Side = "none"
-    info: TrainInfo = field(default_factory=TrainInfo)
 
     def __post_init__(self) -> None:
         cores = tuple(self.cores)
@@ -80,34 +74,8 @@ class TTMatrix:
         return math.prod(self.row_shape), math.prod(self.col_shape)
 
     @property
-    def ranks(self) -> tuple[int, ...]:
-        """All bonds, the outer ones (1) included: ``order + 1`` numbers."""
-        return (*(int(core.shape[0]) for core in self.cores), 1)
-
-    @property
-    def order(self) -> int:
-        """Number of sites."""
-        return len(self.cores)
-
-    @property
-    def dtype(self) -> Any:
-        """Type of the stored numbers."""
-        return self.cores[0].dtype
-
-    @property
-    def size(self) -> int:
-        """Stored numbers."""
-        return sum(math.prod(map(int, core.shape)) for core in self.cores)
-
-    @property
-    def dense_size(self) -> int:
-        """Numbers in the dense matrix."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the cores."""
-        return self.size * itemsize(self.cores[0])
+    def _modes(self) -> tuple[str, ...]:
+        return tuple(f"{m}x{n}" for m, n in zip(self.row_shape, self.col_shape, strict=True))
 
     def reconstruct(self, *, max_bytes: int | None = DENSE_BYTES) -> Any:
         """The dense matrix (out, in), up to ``max_bytes``: a chain of products and one permuting copy."""
@@ -117,13 +85,7 @@ class TTMatrix:
         axes = [*range(0, 2 * self.order, 2), *range(1, 2 * self.order, 2)]
         return xp.reshape(permute(xp.reshape(dense, tuple(sites)), axes), self.shape)
 
-    def to_dense(self, *, max_bytes: int | None = DENSE_BYTES) -> Any:
-        """The same as :meth:`reconstruct`."""
-        return self.reconstruct(max_bytes=max_bytes)
-
     # -- products ---------------------------------------------------------------------------------------------------
-    __array_ufunc__ = None  # NumPy arrays leave ``x @ operator`` to us
-
     def __matmul__(self, x: Any) -> Any:
         """``W @ x`` for a vector (in,), a matrix (in, k) or a stack of them, never forming W unless that is cheaper.
 
@@ -360,40 +322,12 @@ class TTMatrix:
             made = cls(cores=tuple((core * factor).astype(dtype) for core in cores))
         return made
 
-    # -- files ------------------------------------------------------------------------------------------------------
-    def to_arrays(self) -> dict[str, Any]:
-        """The parts by name, for a file of arrays; :meth:`from_arrays` reads them back."""
-        return {**{f"cores.{k}": core for k, core in enumerate(self.cores)}, **files.packed(self, self.canonical)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Any]) -> TTMatrix:
-        """Rebuild an operator from :meth:`to_arrays`; a missing part raises ``ValueError``."""
-        made: TTMatrix = files.built(cls, TrainInfo, *files.unpacked(arrays))
-        return made
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, in one step: a reader sees the old file or the new one. Needs safetensors."""
-        files.save(self, path, type(self).__name__, self.canonical)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], *, framework: Literal["numpy", "torch"] = "numpy") -> TTMatrix:
-        """Read a file of :meth:`save`; ``ValueError`` where it is broken or holds something else."""
-        made: TTMatrix = files.load(path, cls, TrainInfo, framework)
-        return made
-
-    def __repr__(self) -> str:
-        sites = [f"{m}x{n}" for m, n in zip(self.row_shape, self.col_shape, strict=True)]
-        ratio = self.dense_size / max(1, self.size)
-        side = "" if self.canonical == "none" else f", {self.canonical}"
-        return f"TTMatrix({chain(sites, self.ranks)}, {ratio:.3g}x smaller, error={self.error:.3g}{side})"
-
     # -- helpers ----------------------------------------------------------------------------------------------------
     def _like(self, train: TensorTrain) -> TTMatrix:
         return TTMatrix.from_train(train, self.row_shape, self.col_shape)
 
     def _made(self, cores: Sequence[Any], *others: TTMatrix) -> TTMatrix:
-        exact = all(operator.error == 0.0 for operator in (self, *others))
-        return TTMatrix(cores=tuple(cores), error=0.0 if exact else math.nan)
+        return TTMatrix(cores=tuple(cores), error=self._exact_with(*others))
 
 
 def _merged(core: Any) -> Any:

@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tensorfact.factor._facewise import face_inverse, face_pinv, face_qr, multiply
+from tensorfact.factor._facewise import face_inverse, face_pinv, face_qr, fused, multiply
 from tensorfact.factor._input import check_count
-from tensorfact.factor._stack import NumpyStack, same_kind, stack_for
+from tensorfact.factor._stack import NumpyStack, require_finite, same_kind, stack_for
 from tensorfact.factor._transform import Transform, normal_axis
 from tensorfact.factor._tubes import Tubes, plan_tubes
 
@@ -60,7 +60,9 @@ def lproduct(a: Any, b: Any, transform: Any = "dct", *, axis: Axis = None) -> An
     Notes
     -----
     ``2 m l n p`` flop in faces and ``2 p^2 (m l + l n + m n)`` in transforms (half as many faces for real tubes under
-    the DFT). The faces are stored first, so that each is one matrix product. Multiplying the transform by c multiplies
+    the DFT). The faces are stored first, so that each is one matrix product; for real NumPy arrays with tubes of up to
+    16 numbers in one of the last two axes they are stored nowhere, some rows of ``a`` at a time go through transform,
+    product and inverse while they are in the cache. Multiplying the transform by c multiplies
     the product by c: the unnormalised DFT gives the classical t-product.
 
     References
@@ -77,6 +79,11 @@ def lproduct(a: Any, b: Any, transform: Any = "dct", *, axis: Axis = None) -> An
     array([12., 12., 12., 12.])
     """
     x, y, ops, tubes = _pair(a, b, transform, axis)
+    whole = fused(x, y, ops, tubes)
+    if whole is not None:
+        return ops.finish(whole)
+    for name, z in (("a", x), ("b", y)):
+        require_finite(name, ops.all_finite(z))
     product = multiply(tubes.to_faces(x, ops), tubes.to_faces(y, ops), ops)
     return ops.finish(tubes.from_faces(product, ops))
 
@@ -264,8 +271,8 @@ def _single(a: Any, transform: Any, axis: Axis) -> tuple[Any, NumpyStack, Tubes]
 
 
 def _pair(a: Any, b: Any, transform: Any, axis: Axis) -> tuple[Any, Any, NumpyStack, Tubes]:
-    """Judge two tensors that are to be multiplied."""
-    (x, ops), (y, _) = stack_for("a", a), stack_for("b", b)
+    """Judge two tensors that are to be multiplied, but for whether they are finite."""
+    (x, ops), (y, _) = stack_for("a", a, look=False), stack_for("b", b, look=False)
     same_kind(x, y, (a, b))
     tubes = plan_tubes(transform, axis, tuple(x.shape), not ops.complex)
     if y.ndim < len(tubes.axes) + 2:

@@ -10,11 +10,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tensorfact import kernels
-from tensorfact.factor._input import check_fraction
-from tensorfact.factor._train import TensorTrain, TrainInfo
+from tensorfact.factor._bonds import request
+from tensorfact.factor._train import TensorTrain
 from tensorfact.factor._train_canonical import shifted
+from tensorfact.factor._train_chain import TrainInfo
 from tensorfact.factor._tt_cores import Budget, left_orthonormal, reversed_modes, split_left
-from tensorfact.factor._tt_input import Tensor, as_tensor, checked_caps
+from tensorfact.factor._tt_input import Tensor, as_tensor
 from tensorfact.factor._tt_sweep import Log, OutOfRangeError, Plan, checked_norm2, sweep
 from tensorfact.kernels._dispatch import checked_threads
 
@@ -84,8 +85,8 @@ def tt_svd(
     For N numbers, m folded columns and bond r: "tsqr" 2 N m + 2 N r flops, "sketch" about 4 N + 2 N r, each two reads
     of `a` and of the projected tensors, which are smaller by r / m. Memory beside `a`: the first projected tensor,
     N (r + 10) / m numbers, and as much again for the later ones. The error is the root of the sum of what each bond
-    discards, an identity. A tolerance below ten units of rounding (in half
-    precision, below what rounding the cores costs) is raised to that and noted.
+    discards, an identity. The smallest tolerance is ten units of rounding, in
+    half precision 2.5 times what rounding the cores may cost.
 
     References
     ----------
@@ -100,25 +101,15 @@ def tt_svd(
     >>> train.ranks
     (1, 2, 2, 1)
     """
-    if (rank is None) == (tol is None):
-        raise ValueError(f"give exactly one of rank and tol, got rank={rank!r}, tol={tol!r}")
-    if rank is not None and max_rank is not None:
-        raise ValueError(f"max_rank goes with tol, not with rank, got max_rank={max_rank!r}, rank={rank!r}")
     if method not in ("auto", "tsqr", "sketch"):
         raise ValueError(f"method must be 'auto', 'tsqr' or 'sketch', got {method!r}")
     if workers is not None:
         checked_threads(workers)
     tensor = as_tensor(a, workers)
-    caps = checked_caps(tensor.shape, rank if tol is None else max_rank, "rank" if tol is None else "max_rank")
-    notes: list[str] = []
-    inner = tol
-    if tol is not None:
-        tol = check_fraction("tol", tol, 0.0, 1.0)
-        lost = tensor.rounding
-        if tol < 2.5 * lost:
-            notes.append("tol-floor")
-        # the last roundings are not counted by the sums of squares
-        inner = math.sqrt(max(tol, 2.5 * lost) ** 2 - lost**2)
+    wanted = request(tensor.shape, rank, tol, max_rank, smallest=2.5 * tensor.rounding)
+    caps, notes = wanted.caps, list[str]()
+    # the last roundings are not counted by the sums of squares
+    inner = None if wanted.tol is None else math.sqrt(wanted.tol**2 - tensor.rounding**2)
     generator = np.random.default_rng(rng)
     exponent = 0
     try:
@@ -133,7 +124,7 @@ def tt_svd(
         tensor = tensor.scaled(-exponent)
         notes.append("scaled")
         found = _decompose(tensor, caps, inner, method, False, generator)
-    return _finish(tensor, found, exponent, tol, notes)
+    return _finish(tensor, found, exponent, wanted.tol, notes)
 
 
 class _Found(NamedTuple):

@@ -13,8 +13,9 @@ from tensorfact.factor._adaptive import smallest_tol
 from tensorfact.factor._bonds import Request, request
 from tensorfact.factor._input import Source, as_source
 from tensorfact.factor._scale import normalised
-from tensorfact.factor._train import TensorTrain, TrainInfo
+from tensorfact.factor._train import TensorTrain
 from tensorfact.factor._train_canonical import norm_of, restored, shifted
+from tensorfact.factor._train_chain import TrainInfo
 from tensorfact.factor._train_ops import copied, dot, identity, namespace, ops_of, peak, permute, scaled, working, zeros
 from tensorfact.factor._tt_matrix import TTMatrix, factors
 from tensorfact.factor.low_rank import randomized_svd
@@ -125,7 +126,7 @@ def _sweep(
         matrix = xp.reshape(rest, (bond_left * size, -1))
         limit2 = wanted.limit2(bond, norm2, sum(e * e for e in errors))
         short = min(map(int, matrix.shape))
-        cap = int(min(wanted.cap(bond), short))
+        cap = min(wanted.caps[bond], short)
         relative = 0.0 if limit2 is None else math.sqrt(limit2) / norm_of(matrix)
         if relative < smallest_tol(ops_of(matrix).eps):  # a rank decides, or a cap has used up the budget before
             found = randomized_svd(matrix, rank=cap, rng=rng)

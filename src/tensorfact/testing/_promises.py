@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, overload
 
+import numpy as np
 from hypothesis import HealthCheck, Phase, Verbosity, example, given, settings
 from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
 __all__ = [
+    "BadInput",
     "BrokenPromise",
     "CheckReport",
     "CheckResult",
@@ -21,6 +23,7 @@ __all__ = [
     "Promise",
     "Status",
     "first_line",
+    "refused",
     "require",
     "run_promises",
     "select",
@@ -71,6 +74,31 @@ def require(holds: bool, otherwise: str, measured: float | None = None) -> None:
     """Break the promise unless it `holds`."""
     if not holds:
         raise BrokenPromise(otherwise, measured)
+
+
+@dataclass(frozen=True, slots=True)
+class BadInput:
+    """Input that must be refused, described for the failure message."""
+
+    what: str
+    args: tuple[Any, ...]
+    errors: tuple[type[Exception], ...] = (ValueError,)
+
+    def __str__(self) -> str:
+        return self.what
+
+
+def refused(bad: BadInput, call: Callable[[], Any], describe: Callable[[Any], str]) -> None:
+    """Break the promise unless `call` raises one of the errors that fit; `describe` says what it returned."""
+    try:
+        found = call()
+    except np.linalg.LinAlgError as error:  # a ValueError by inheritance, but LAPACK found out and not the routine
+        raise BrokenPromise(f"not refused: LinAlgError after the work ({first_line(error)})") from error
+    except bad.errors:
+        return
+    except Exception as error:
+        raise BrokenPromise(f"{type(error).__name__}, not ValueError: {first_line(error)}") from error
+    raise BrokenPromise(f"accepted; {describe(found)}")
 
 
 def first_line(error: BaseException) -> str:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from tensorfact.torch._mpo_family import share_rebuilds
 from tensorfact.torch._shared_training import CodeTrainer, PruningSchedule
+from tensorfact.torch.decoupling import DecoupledMLP
 from tensorfact.torch.low_rank import LowRankLinear
 from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
+from tensorfact.torch.lproduct_linear import LProductLinear
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
 from tensorfact.torch.shared_basis import SharedBasisLinear
 from tensorfact.torch.shared_group import SharedBasisGroup
+from tensorfact.torch.splines import SplineActivation
 
 __all__ = [
     "CodeTrainer",
+    "DecoupledMLP",
+    "LProductLinear",
     "LTransformerEncoder",
     "LTransformerEncoderLayer",
     "LowRankLinear",
@@ -20,6 +25,7 @@ __all__ = [
     "PruningSchedule",
     "SharedBasisGroup",
     "SharedBasisLinear",
+    "SplineActivation",
     "lproduct",
     "lqr",
     "ltranspose",

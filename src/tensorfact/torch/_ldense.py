@@ -108,6 +108,9 @@ def layer_from_dense(cls: Any, dense: nn.TransformerEncoderLayer, options: dict[
     """The L-structured layer nearest to a dense one."""
     if not isinstance(dense, nn.TransformerEncoderLayer):
         raise ValueError(f"layer must be a torch.nn.TransformerEncoderLayer, got {type(dense).__name__}")
+    for name, parameter in dense.named_parameters():
+        if not parameter.is_meta and not torch.isfinite(parameter).all():
+            raise ValueError(f"weights of layer must be finite, got NaN or infinity in {name}")
     attn, options = dense.self_attn, dict(options)
     slices = options.setdefault("slices", 4)
     if options.get("slice_heads") is None:

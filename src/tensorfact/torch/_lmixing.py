@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,17 +115,29 @@ class SlicePositions(nn.Module):
     """Sinusoids ``P(t, j, k)`` of slice k, or a learned table, added to what attention reads.
 
     ``sin`` (j odd) or ``cos`` (j even) of ``alpha_k t / 10000^(2 floor((j - 1) / 2) / features)``, j from 1, t from 0;
-    ``alpha_k`` is 1 ("standard"), k / p ("linear"), 2^((k - 1) / (p - 1)) ("exponential") or k ("harmonic").
+    ``alpha_k`` is 1 ("standard"), k / p ("linear"), 2^((k - 1) / (p - 1)) ("exponential"), k ("harmonic"), or given.
     """
 
     table: Tensor
 
     def __init__(
-        self, kind: str, p: int, features: int, max_len: int, *, device: Any = None, dtype: torch.dtype | None = None
+        self,
+        kind: str | Sequence[float],
+        p: int,
+        features: int,
+        max_len: int,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if kind not in POSITIONS:
-            raise ValueError(f"positions must be None or one of {', '.join(POSITIONS)}, got {kind!r}")
+        if isinstance(kind, str):
+            if kind not in POSITIONS:
+                raise ValueError(f"positions must be None, scales or one of {', '.join(POSITIONS)}, got {kind!r}")
+        else:
+            kind = tuple(float(scale) for scale in kind)
+            if len(kind) != p or not all(map(math.isfinite, kind)):
+                raise ValueError(f"positions must be one finite scale for each of {p} slices, got {kind}")
         if max_len < 1:
             raise ValueError(f"max_len must be at least 1, got {max_len}")
         self.kind, self.max_len = kind, max_len
@@ -143,12 +156,13 @@ class SlicePositions(nn.Module):
     def _sinusoids(self) -> np.ndarray:
         p, length, features = self.size
         k = np.arange(1, p + 1)
-        alpha = {
+        named = {
             "standard": np.ones(p),
             "linear": k / p,
             "exponential": 2.0 ** ((k - 1) / max(p - 1, 1)),
             "harmonic": k.astype(float),
-        }[self.kind]
+        }
+        alpha = named[self.kind] if isinstance(self.kind, str) else np.array(self.kind)
         j = np.arange(features)
         rate = np.exp(-math.log(10000.0) * 2 * (j // 2) / features)
         angle = alpha[:, None, None] * np.arange(length)[None, :, None] * rate[None, None, :]

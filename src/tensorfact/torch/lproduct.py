@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tensorfact.factor import Transform
+from tensorfact.torch._lproduct_op import apply_faces, hat
 from tensorfact.torch._ltruncate import best_approximation
 
 __all__ = ["lproduct", "lqr", "ltranspose", "ltruncate"]
@@ -61,6 +63,10 @@ def lproduct(a: Tensor, b: Tensor, transform: Any = "dct", *, axis: Axis = None)
         raise ValueError(
             f"b must have as many rows as a has columns, {rest[0][-1]}, got shapes {tuple(a.shape)}, {tuple(b.shape)}"
         )
+    last = plan.layout(a, b)
+    if last is not None:
+        faces = hat(plan.matrices[0], b.reshape(b.shape[-3:]), last)
+        return apply_faces(a, faces, plan.matrices[0], plan.inverses[0], last=last)
     x, y = plan.to_faces(a), plan.to_faces(b)
     ndim = max(x.ndim, y.ndim)
     x, y = (z.reshape(z.shape[0], *(1,) * (ndim - z.ndim), *z.shape[1:]) for z in (x, y))
@@ -120,6 +126,18 @@ class _Plan:
 
     def places(self, x: Tensor) -> list[int]:
         return [axis % x.ndim for axis in self.axes]
+
+    def layout(self, a: Tensor, b: Tensor) -> bool | None:
+        """Whether the tubes are the last axis of both or, if False, the one before; None where that is not so.
+
+        With one real weight ``b`` for all rows of ``a`` the CPU fuses the transforms with the products.
+        """
+        behind = {x.ndim - 1 - self.places(x)[0] for x in (a, b)} if len(self.axes) == 1 else set()
+        if behind not in ({0}, {1}) or math.prod(b.shape[:-3]) != 1 or b.ndim > a.ndim:
+            return None
+        if a.device.type != "cpu" or a.is_complex() or self.matrices[0].dtype != a.dtype:
+            return None
+        return behind == {0}
 
     def to_faces(self, x: Tensor) -> Tensor:
         """``(faces, *batch, m, l)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -40,9 +40,10 @@ class LTransformerEncoderLayer(nn.Module):
         transform domain the layer needs no transform inside, and slices never meet.
     slice_heads : int, optional
         Attention heads of each slice; default ``max(1, nhead // p)``, as many score maps as the ordinary layer has.
-    positions : str, optional
-        Sinusoids of each slice added to what attention reads: ``"standard"``, ``"linear"``, ``"exponential"``,
-        ``"harmonic"``, or a ``"learnable"`` table; None adds nothing, like the ordinary layer.
+    positions : str or sequence of p float, optional
+        Sinusoids added to what attention reads, in every layer, their frequencies scaled by slice k = 1..p:
+        ``"standard"`` by 1, ``"linear"`` k / p, ``"exponential"`` 2^((k - 1) / (p - 1)), ``"harmonic"`` k, or by the
+        numbers given; ``"learnable"`` is a table instead. None adds nothing, like the ordinary layer.
     max_len : int
         Longest sequence that `positions` serve.
 
@@ -55,6 +56,12 @@ class LTransformerEncoderLayer(nn.Module):
     -----
     ``12 d^2 / p + 13 d`` parameters at ``dim_feedforward = 4 d``. Weights are those of the transform domain; with an
     orthogonal transform plain SGD does the same in either. State-dict names are PyTorch's, shapes have p in front.
+
+    NaN and infinity go through, as in `torch.nn.Linear`: to look for them would wait for the device. They stay within
+    their sequence of the batch.
+
+    Under the DCT ``"standard"`` positions reach the first slice of the transform domain only, since the other rows of
+    the transform sum to zero; the other slices then see order through layer normalisation alone.
 
     References
     ----------
@@ -87,7 +94,7 @@ class LTransformerEncoderLayer(nn.Module):
         transform: Any = "dct",
         ln_domain: Domain = "original",
         slice_heads: int | None = None,
-        positions: str | None = None,
+        positions: str | Sequence[float] | None = None,
         max_len: int = 512,
     ) -> None:
         super().__init__()
@@ -186,7 +193,8 @@ class LTransformerEncoderLayer(nn.Module):
         Raises
         ------
         ValueError
-            `layer` is no encoder layer, or p does not divide its heads and `slice_heads` is not given.
+            `layer` is no encoder layer, its weights are not finite, or p does not divide its heads and `slice_heads` is
+            not given.
         """
         from tensorfact.torch._ldense import layer_from_dense
 

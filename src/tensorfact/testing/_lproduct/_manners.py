@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
 from tensorfact.testing._lproduct._routine import LproductCase, LproductRoutine, agree, cases, first_line, promise
-from tensorfact.testing._promises import BrokenPromise, Promise
+from tensorfact.testing._promises import BadInput, BrokenPromise, Promise, refused
 from tensorfact.testing.strategies import LAYOUTS
 
 CASE = LproductCase()
@@ -63,35 +62,15 @@ def _any_layout(routine: LproductRoutine, given: tuple[LproductCase, str]) -> fl
     return agree(found, routine(a, b, case.z), case, a, b)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rejected:
-    """Input that must be refused, described for the failure message."""
-
-    what: str
-    a: Any
-    b: Any
-    z: Any
-    errors: tuple[type[Exception], ...] = (ValueError,)
-
-    def __str__(self) -> str:
-        return self.what
+def _refused(routine: LproductRoutine, bad: BadInput) -> None:
+    refused(bad, lambda: routine.fn(*bad.args), lambda found: f"product of shape {np.asarray(found).shape}")
 
 
-def _refused(routine: LproductRoutine, bad: _Rejected) -> None:
-    try:
-        found = routine.fn(bad.a, bad.b, bad.z)
-    except bad.errors:
-        return
-    except Exception as error:
-        raise BrokenPromise(f"{type(error).__name__}, not ValueError: {first_line(error)}") from error
-    raise BrokenPromise(f"accepted; product of shape {np.asarray(found).shape}")
-
-
-def _with(value: float, where: int) -> _Rejected:
+def _with(value: float, where: int) -> BadInput:
     a, b = CASE.pair()
     target = (a, b)[where % 2]
     target.flat[where] = value
-    return _Rejected(f"{value} in {'ab'[where % 2]}", a, b, CASE.z)
+    return BadInput(f"{value} in {'ab'[where % 2]}", (a, b, CASE.z))
 
 
 @promise(
@@ -101,20 +80,20 @@ def _with(value: float, where: int) -> _Rejected:
         _with, st.sampled_from((float("nan"), float("inf"), float("-inf"))), st.sampled_from((0, 1, 14, 17))
     ),
 )
-def _refuses_nonfinite(routine: LproductRoutine, bad: _Rejected) -> None:
+def _refuses_nonfinite(routine: LproductRoutine, bad: BadInput) -> None:
     _refused(routine, bad)
 
 
-def _misfits() -> tuple[_Rejected, ...]:
+def _misfits() -> tuple[BadInput, ...]:
     a, b = CASE.pair()
     five = LproductCase(p=5)
     return (
-        _Rejected("tubes of 4 and 5 entries", a, five.pair()[1], CASE.z),
-        _Rejected("a transform of length 5 for tubes of 4", a, b, five.z),
-        _Rejected("2 x 3 faces times 2 x 2 faces", a, b[:2], CASE.z),
-        _Rejected("a matrix for a tensor", a[..., 0], b[..., 0], CASE.z),
-        _Rejected("a transform that is not square", a, b, CASE.z[:3]),
-        _Rejected("an empty tensor", a[:, :0], b[:0], CASE.z),
+        BadInput("tubes of 4 and 5 entries", (a, five.pair()[1], CASE.z)),
+        BadInput("a transform of length 5 for tubes of 4", (a, b, five.z)),
+        BadInput("2 x 3 faces times 2 x 2 faces", (a, b[:2], CASE.z)),
+        BadInput("a matrix for a tensor", (a[..., 0], b[..., 0], CASE.z)),
+        BadInput("a transform that is not square", (a, b, CASE.z[:3])),
+        BadInput("an empty tensor", (a[:, :0], b[:0], CASE.z)),
     )
 
 
@@ -123,7 +102,7 @@ def _misfits() -> tuple[_Rejected, ...]:
     "tubes, faces or transforms that do not fit are refused with ValueError",
     lambda routine: st.sampled_from(_misfits()),
 )
-def _refuses_misfits(routine: LproductRoutine, bad: _Rejected) -> None:
+def _refuses_misfits(routine: LproductRoutine, bad: BadInput) -> None:
     _refused(routine, bad)
 
 
@@ -132,12 +111,12 @@ def _refuses_misfits(routine: LproductRoutine, bad: _Rejected) -> None:
     "a singular transform is refused with ValueError",
     lambda routine: st.sampled_from(
         (
-            _Rejected("a transform of ones", *CASE.pair(), np.ones((4, 4))),
-            _Rejected("a transform of zeros", *CASE.pair(), np.zeros((4, 4))),
+            BadInput("a transform of ones", (*CASE.pair(), np.ones((4, 4)))),
+            BadInput("a transform of zeros", (*CASE.pair(), np.zeros((4, 4)))),
         )
     ),
 )
-def _refuses_singular(routine: LproductRoutine, bad: _Rejected) -> None:
+def _refuses_singular(routine: LproductRoutine, bad: BadInput) -> None:
     _refused(routine, bad)
 
 
@@ -145,12 +124,14 @@ def _refuses_singular(routine: LproductRoutine, bad: _Rejected) -> None:
     "refuses-mixed-dtypes",
     "float32 times float64 is refused, with ValueError or TypeError: nothing is promoted silently",
     lambda routine: st.just(
-        _Rejected(
-            "float64 and float32", CASE.pair()[0], CASE.pair()[1].astype("float32"), CASE.z, (ValueError, TypeError)
+        BadInput(
+            "float64 and float32",
+            (CASE.pair()[0], CASE.pair()[1].astype("float32"), CASE.z),
+            (ValueError, TypeError),
         )
     ),
 )
-def _refuses_mixed_dtypes(routine: LproductRoutine, bad: _Rejected) -> None:
+def _refuses_mixed_dtypes(routine: LproductRoutine, bad: BadInput) -> None:
     _refused(routine, bad)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from tensorfact.testing._promises import BrokenPromise, Promise, first_line, require
+from tensorfact.testing._promises import BadInput, BrokenPromise, Promise, first_line, refused, require
 from tensorfact.testing._random_states import random_states, unusual_random_states
 from tensorfact.testing._tensor_train._cases import CUBE, medium, promise, small
 from tensorfact.testing._tensor_train._routine import TrainCase, TrainRoutine, problem
@@ -49,37 +49,19 @@ def _cores_own_memory(routine: TrainRoutine, case: TrainCase) -> None:
     require(train.bits == before, "a core is a view of the tensor")
 
 
-@dataclass(frozen=True, slots=True)
-class _Rejected:
-    """Input that must be refused, described for the failure message."""
+def _refused(routine: TrainRoutine, bad: BadInput) -> None:
+    def describe(result: Any) -> str:
+        return f"cores of shapes {[tuple(np.shape(core)) for core in getattr(result, 'cores', result)]}"
 
-    what: str
-    a: Any
-    rank: Any = 2
-    errors: tuple[type[Exception], ...] = (ValueError,)
-
-    def __str__(self) -> str:
-        return self.what
+    a, rank = bad.args
+    refused(bad, lambda: routine.raw(a, rank=rank, rng=0), describe)
 
 
-def _refused(routine: TrainRoutine, bad: _Rejected) -> None:
-    try:
-        result = routine.raw(bad.a, rank=bad.rank, rng=0)
-    except np.linalg.LinAlgError as error:  # a ValueError by inheritance, but LAPACK found out and not the routine
-        raise BrokenPromise(f"not refused: LinAlgError after the work ({first_line(error)})") from error
-    except bad.errors:
-        return
-    except Exception as error:
-        raise BrokenPromise(f"{type(error).__name__}, not ValueError: {first_line(error)}") from error
-    shapes = [tuple(np.shape(core)) for core in getattr(result, "cores", result)]
-    raise BrokenPromise(f"accepted; cores of shapes {shapes}")
-
-
-def _nonfinite(shape: tuple[int, ...], value: float, at: float) -> _Rejected:
+def _nonfinite(shape: tuple[int, ...], value: float, at: float) -> BadInput:
     a = TensorSpec(shape=shape).build()
     index = int(at * (a.size - 1))
     a.flat[index] = value
-    return _Rejected(f"{value} at flat index {index} of shape {shape}", a)
+    return BadInput(f"{value} at flat index {index} of shape {shape}", (a, 2))
 
 
 @promise(
@@ -93,7 +75,7 @@ def _nonfinite(shape: tuple[int, ...], value: float, at: float) -> _Rejected:
     ),
     (_nonfinite((4, 5, 6), float("nan"), 0.0), _nonfinite((4, 5, 6), float("inf"), 1.0)),
 )
-def _refuses_nonfinite(routine: TrainRoutine, bad: _Rejected) -> None:
+def _refuses_nonfinite(routine: TrainRoutine, bad: BadInput) -> None:
     _refused(routine, bad)
 
 
@@ -103,9 +85,9 @@ _PLAIN = TensorSpec(shape=(4, 5, 6)).build()
 @promise(
     "refuses-bad-rank",
     "rank 0 or negative is refused with ValueError",
-    lambda routine: st.sampled_from(tuple(_Rejected(f"rank={rank}", _PLAIN.copy(), rank) for rank in (0, -1))),
+    lambda routine: st.sampled_from(tuple(BadInput(f"rank={rank}", (_PLAIN.copy(), rank)) for rank in (0, -1))),
 )
-def _refuses_bad_rank(routine: TrainRoutine, bad: _Rejected) -> None:
+def _refuses_bad_rank(routine: TrainRoutine, bad: BadInput) -> None:
     _refused(routine, bad)
 
 
@@ -130,7 +112,7 @@ def _refuses_bad_tol(routine: TrainRoutine, tol: float) -> None:
     "numbers without modes, empty and object arrays are refused with ValueError (or TypeError)",
     lambda routine: st.sampled_from(
         tuple(
-            _Rejected(what, a, 1, (ValueError, TypeError))
+            BadInput(what, (a, 1), (ValueError, TypeError))
             for what, a in (
                 ("shape ()", np.array(1.0)),
                 ("shape (0, 5, 2)", np.zeros((0, 5, 2))),
@@ -140,7 +122,7 @@ def _refuses_bad_tol(routine: TrainRoutine, tol: float) -> None:
         )
     ),
 )
-def _refuses_bad_input(routine: TrainRoutine, bad: _Rejected) -> None:
+def _refuses_bad_input(routine: TrainRoutine, bad: BadInput) -> None:
     _refused(routine, bad)
 
 
