@@ -89,7 +89,8 @@ class SparseCodes:
         shape = (dense.shape[0], dense.shape[1])
         values = np.ascontiguousarray(dense[mask])
         if form == "auto":
-            form = min(("bitmask", "csr"), key=lambda f: code_bytes(shape, len(values), values.itemsize, f))
+            forms: tuple[Format, ...] = ("bitmask", "csr")
+            form = min(forms, key=lambda f: code_bytes(shape, len(values), values.itemsize, f))
         if form == "bitmask":
             return cls(shape=shape, values=values, mask=pack_bits(mask))
         rows, columns = np.nonzero(mask)
@@ -119,7 +120,7 @@ class SparseCodes:
         assert self.indices is not None
         assert self.pointers is not None
         mask = np.zeros(self.shape, dtype=bool)
-        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.pointers.astype(np.int64)))
+        rows = np.repeat(np.arange(self.shape[0]), self.pointers[1:].astype(np.int64) - self.pointers[:-1])
         mask[rows, self.indices] = True
         return mask
 

@@ -30,11 +30,11 @@ class Member:
 
     def left(self, x: Matrix) -> Matrix:
         """Apply the metric of the short side."""
-        return x if self.short is None else self.short @ x
+        return x if self.short is None else np.matmul(self.short, x)
 
     def right(self, x: Matrix) -> Matrix:
         """Apply the metric of the long side."""
-        return x if self.long is None else x @ self.long
+        return x if self.long is None else np.matmul(x, self.long)
 
     def norm2(self, x: Matrix) -> float:
         """Squared norm of ``x`` (d, n) in both metrics, without the weight."""
@@ -56,7 +56,7 @@ def refit_codes(basis: Matrix, codes: Matrix, mask: npt.NDArray[np.bool_] | None
     keep: Any = 1 if mask is None else mask
 
     def apply(v: Matrix) -> Matrix:
-        return keep * member.right(inner @ v)
+        return np.multiply(keep, member.right(inner @ v))
 
     start = keep * codes
     residual = keep * member.right(basis.T @ member.left(member.target)) - apply(start)

@@ -135,7 +135,7 @@ class SharedBasis:
         basis, codes = self.basis, self.codes[index].dense()
         if half:  # products of halves lose digits, and NumPy has no fast ones
             basis, codes = basis.astype(np.float32), codes.astype(np.float32)
-        product = (basis @ codes).astype(self.dtype, copy=False)
+        product: npt.NDArray[Any] = (basis @ codes).astype(self.dtype, copy=False)
         return product.T if self.transposed[index] else product
 
     def to_arrays(self) -> dict[str, Any]:

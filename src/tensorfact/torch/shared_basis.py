@@ -67,6 +67,8 @@ class SharedBasisLinear(nn.Module):
     values: nn.Parameter
     mask: Tensor
     bias: nn.Parameter | None
+    codes: nn.Parameter | None
+    keep: Tensor | None
 
     def __init__(
         self,
@@ -147,7 +149,7 @@ class SharedBasisLinear(nn.Module):
 
     def dense_codes(self) -> Tensor:
         """The codes (rank, n) with their zeros; differentiable."""
-        if self.codes is not None:
+        if self.codes is not None and self.keep is not None:
             return self.codes * self.keep
         return spread(self.values, self.kept_places())
 

@@ -31,8 +31,8 @@ class SharedBasisGroup(nn.Module):
             raise ValueError(f"layers must have bases of one shape, got {sorted(shapes)}")
         self.members = nn.ModuleList(layers.values())
         self.tie()
-        self.register_state_dict_post_hook(_drop_copies)
-        self.register_load_state_dict_pre_hook(_add_copies)
+        self.register_state_dict_post_hook(_drop_copies)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_add_copies)  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> SharedBasisLinear:
         """Return the layer of that name."""
