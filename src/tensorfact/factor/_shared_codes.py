@@ -88,10 +88,9 @@ class SparseCodes:
         """Pack the entries of `dense` (r, n) where `mask` is true; "auto" takes the format of fewer bytes."""
         shape = (dense.shape[0], dense.shape[1])
         values = np.ascontiguousarray(dense[mask])
-        if form == "auto":
-            forms: tuple[Format, ...] = ("bitmask", "csr")
-            form = min(forms, key=lambda f: code_bytes(shape, len(values), values.itemsize, f))
-        if form == "bitmask":
+        forms: tuple[Format, ...] = ("bitmask", "csr") if form == "auto" else (form,)
+        best = min(forms, key=lambda one: code_bytes(shape, len(values), values.itemsize, one))
+        if best == "bitmask":
             return cls(shape=shape, values=values, mask=pack_bits(mask))
         rows, columns = np.nonzero(mask)
         pointers = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))])
