@@ -1,7 +1,8 @@
 """all-MiniLM-L6-v2 with its MLPs in fewer bytes: STS-B after SVD, whitened SVD and FiPS, at equal bytes.
 
     python -m bench.fips --data SHARED_DATA            # every arm that is not in the results yet
-    python -m bench.fips --data SHARED_DATA --arm fips --ratio 0.5
+    python -m bench.fips --data SHARED_DATA --arm FiPS --ratio 0.5
+    python -m bench.fips --table                       # what the results say, as a table
 
 SHARED_DATA holds ``cls/stsb_{train,test}.tsv.xz`` and, for the other domain, ``cls/ag_news_train_subset.csv.xz``. Each
 arm compresses the model with `tensorfact.compress.compress`, loads the result with AutoModel and scores the STS-B test
@@ -137,19 +138,48 @@ def run(arm: str, ratio: float, source: Path, data: Path, score: Scorer, steps: 
         shutil.rmtree(folder)
 
 
+def table(found: dict[str, Any]) -> str:
+    """Spearman of every arm, one column a ratio; the best of each column is bold."""
+    rows = found["rows"].values()
+    ratios = sorted({row["ratio"] for row in rows}, reverse=True)
+    cells = {(row["arm"], row["ratio"]): row["spearman"] for row in rows}
+    best = {ratio: max(value for (_, at), value in cells.items() if at == ratio) for ratio in ratios}
+    lines = [
+        f"STS-B test Spearman, dense {found['dense']['spearman']:.2f}, by the share of the bytes of the MLPs:",
+        "",
+        "| method | " + " | ".join(f"{ratio:g}" for ratio in ratios) + " |",
+        "| --- |" + " --- |" * len(ratios),
+    ]
+    for arm in ARMS:
+        if not any((arm, ratio) in cells for ratio in ratios):
+            continue
+        texts = []
+        for ratio in ratios:
+            value = cells.get((arm, ratio))
+            bold = "**" if value == best[ratio] else ""
+            texts.append("" if value is None else f"{bold}{value:.2f}{bold}")
+        lines.append(f"| {arm} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the arms that are missing and write ``results/fips.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--arm", choices=ARMS, action="append")
     parser.add_argument("--ratio", type=float, action="append")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(timing.load("fips")))
+        return
+    if arguments.data is None:
+        parser.error("--data is required")
     file = timing.RESULTS / "fips.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
     found["environment"] = timing.environment("transformers", "torch")
-    found["settings"] = {"steps": arguments.steps, "samples": SAMPLES, "threads": arguments.threads}
     tasks = []
     for ratio in arguments.ratio or RATIOS:
         for arm in arguments.arm or ARMS:
@@ -171,6 +201,8 @@ def main() -> None:
     for arm, ratio in tasks:
         row = run(arm, ratio, source, arguments.data, score, arguments.steps, arguments.threads)
         found["rows"][f"{arm} @ {ratio:g}"] = {"arm": arm, "ratio": ratio, **row}
+        if ARMS[arm].get("refine"):
+            found["rows"][f"{arm} @ {ratio:g}"]["steps"] = arguments.steps
         print(arm, ratio, {k: v for k, v in row.items() if k != "blocks"}, flush=True)
         timing.save("fips", found)
 

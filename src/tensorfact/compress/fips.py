@@ -127,11 +127,11 @@ class FipsMethod(PerWeight):
                 key = (place[0], min(layer.shape), layer.info.dtype)
                 stacks.setdefault(key, {}).setdefault(place[1], []).append(layer)
         units = []
-        for (prefix, _, _), blocks in stacks.items():
+        for (prefix, short, dtype), blocks in stacks.items():
             for run in _groups(sorted(blocks), self.group_size):
                 members = tuple(layer for block in run for layer in blocks[block])
                 numbers = str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}"
-                units.append(Unit(f"{prefix}.{numbers} ({members[0].name})", members))
+                units.append(Unit(f"{prefix}.{numbers} ({short}, {dtype})", members))
         return (*units, *alone)
 
     def allocate(

@@ -73,7 +73,8 @@ def compress(
         Embeddings, norms, biases and heads are not in this number; the report has the ratio of the whole checkpoint
         too.
     method : str or Method
-        ``"lowrank"``, ``"mpo"``, or an instance such as ``LowRankMethod(solver="krylov")``.
+        ``"lowrank"``, ``"mpo"``, ``"fips"``, another name of `methods`, or an instance such as
+        ``LowRankMethod(solver="krylov")``.
     allocation : {"spectrum", "uniform"}, optional
         How the budget is shared among the weights.
     rank_pattern : dict of str to int, optional

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -88,10 +88,9 @@ class SparseCodes:
         """Pack the entries of `dense` (r, n) where `mask` is true; "auto" takes the format of fewer bytes."""
         shape = (dense.shape[0], dense.shape[1])
         values = np.ascontiguousarray(dense[mask])
-        if form == "auto":
-            bitmask, csr = (code_bytes(shape, len(values), values.itemsize, f) for f in get_args(Format))
-            form = "bitmask" if bitmask <= csr else "csr"
-        if form == "bitmask":
+        forms: tuple[Format, ...] = ("bitmask", "csr") if form == "auto" else (form,)
+        best = min(forms, key=lambda one: code_bytes(shape, len(values), values.itemsize, one))
+        if best == "bitmask":
             return cls(shape=shape, values=values, mask=pack_bits(mask))
         rows, columns = np.nonzero(mask)
         pointers = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))])
@@ -120,7 +119,7 @@ class SparseCodes:
         assert self.indices is not None
         assert self.pointers is not None
         mask = np.zeros(self.shape, dtype=bool)
-        rows = np.repeat(np.arange(self.shape[0]), np.diff(self.pointers.astype(np.intp)).astype(np.intp))
+        rows = np.repeat(np.arange(self.shape[0]), self.pointers[1:].astype(np.int64) - self.pointers[:-1])
         mask[rows, self.indices] = True
         return mask
 

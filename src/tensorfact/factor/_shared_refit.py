@@ -30,11 +30,11 @@ class Member:
 
     def left(self, x: Matrix) -> Matrix:
         """Apply the metric of the short side."""
-        return x if self.short is None else self.short @ x
+        return x if self.short is None else np.matmul(self.short, x)
 
     def right(self, x: Matrix) -> Matrix:
         """Apply the metric of the long side."""
-        return x if self.long is None else x @ self.long
+        return x if self.long is None else np.matmul(x, self.long)
 
     def norm2(self, x: Matrix) -> float:
         """Squared norm of ``x`` (d, n) in both metrics, without the weight."""
@@ -53,10 +53,11 @@ def refit_codes(basis: Matrix, codes: Matrix, mask: npt.NDArray[np.bool_] | None
     """
     inner = basis.T @ member.left(basis)
     diagonal = np.diag(inner)[:, None] * (1.0 if member.long is None else np.diag(member.long)[None, :])
-    keep: Any = 1 if mask is None else mask
+    keep: Matrix = np.ones((1, 1), dtype=bool) if mask is None else mask
 
     def apply(v: Matrix) -> Matrix:
-        return np.asarray(keep * member.right(inner @ v))
+        out: Matrix = keep * member.right(inner @ v)
+        return out
 
     start = keep * codes
     residual = keep * member.right(basis.T @ member.left(member.target)) - apply(start)
@@ -96,7 +97,9 @@ def scores(basis: Matrix, codes: Matrix, member: Member) -> Matrix:
     """
     lengths = np.sqrt(np.maximum(np.einsum("ij,ij->j", basis, member.left(basis)), 0) * member.weight)
     found: Matrix = np.abs(codes) * lengths[:, None]
-    return found if member.long is None else found * np.sqrt(np.maximum(np.diag(member.long), 0))[None, :]
+    if member.long is not None:
+        found *= np.sqrt(np.maximum(np.diag(member.long), 0))
+    return found
 
 
 def top(found: Sequence[Matrix], kept: int) -> list[npt.NDArray[np.bool_]]:

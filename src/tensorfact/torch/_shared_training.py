@@ -119,8 +119,8 @@ class CodeTrainer:
 
     def parameters(self) -> list[nn.Parameter]:
         """The basis, the dense codes and the biases."""
-        codes = [layer.codes for layer in self.layers if layer.codes is not None]
-        return [self.layers[0].basis, *codes, *(layer.bias for layer in self.layers if layer.bias is not None)]
+        found = [self.layers[0].basis, *(_opened(layer)[0] for layer in self.layers)]
+        return [*found, *(layer.bias for layer in self.layers if layer.bias is not None)]
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Prune where the schedule says so after optimiser step `step`, counted from 1.
@@ -145,39 +145,47 @@ class CodeTrainer:
         groups = [self.layers] if self.together else [[layer] for layer in self.layers]
         for group in groups:
             # what a mask has cut stays cut: its values are zero
-            flat = torch.cat([(layer.dense_codes().abs() * scale[:, None]).reshape(-1) for layer in group])
+            masked = [(codes * keep).abs() * scale[:, None] for codes, keep in map(_opened, group)]
+            flat = torch.cat([part.reshape(-1) for part in masked])
             kept = max(sum(layer.kept for layer in group), round(flat.numel() * (1 - sparsity)))
             chosen = torch.zeros_like(flat, dtype=torch.bool)
             # a stable order breaks ties by place, the same way in every run
             chosen[torch.sort(flat, descending=True, stable=True).indices[:kept]] = True
-            sizes = [math.prod(layer.code_shape) for layer in group]
-            for layer, part in zip(group, torch.split(chosen, sizes), strict=True):
+            parts = torch.split(chosen, [part.numel() for part in masked])
+            for layer, part in zip(group, parts, strict=True):
                 layer.keep = part.reshape(layer.code_shape)
         self._clear(optimizer)
 
     @torch.no_grad()
     def _clear(self, optimizer: torch.optim.Optimizer | None) -> None:
         for layer in self.layers:
-            if layer.codes is None or layer.keep is None:
-                continue
-            layer.codes.mul_(layer.keep)
-            state: dict[str, Any] = {} if optimizer is None else optimizer.state.get(layer.codes, {})
+            codes, keep = _opened(layer)
+            codes.mul_(keep)
+            state: dict[str, Any] = {} if optimizer is None else optimizer.state.get(codes, {})
             for value in state.values():
-                if isinstance(value, Tensor) and value.shape == layer.codes.shape:
-                    value.mul_(layer.keep)
+                if isinstance(value, Tensor) and value.shape == codes.shape:
+                    value.mul_(keep)
 
     @torch.no_grad()
     def finish(self) -> None:
         """Pack the codes; the layers are in their stored form again, each with as many values as its mask keeps."""
         for layer in self.layers:
-            if layer.codes is None or layer.keep is None:
+            if layer.codes is None:
                 continue
-            values = layer.codes[layer.keep]
+            codes, keep = _opened(layer)
+            values = codes[keep]
             layer.kept = values.numel()
             layer.values = nn.Parameter(values.clone(), requires_grad=layer.values.requires_grad)
-            layer.set_places(layer.keep)
+            layer.set_places(keep)
             layer.codes = None
             layer.keep = None
+
+
+def _opened(layer: SharedBasisLinear) -> tuple[nn.Parameter, Tensor]:
+    """The dense codes and the mask of a layer in training."""
+    if layer.codes is None or layer.keep is None:
+        raise ValueError(f"layers must not be packed while they are trained, got {layer}")
+    return layer.codes, layer.keep
 
 
 def frozen_basis(layers: Sequence[SharedBasisLinear]) -> None:
