@@ -22,6 +22,7 @@ __all__ = ["Log", "OutOfRangeError", "Plan", "checked_norm2", "step_cost", "swee
 _OVERSAMPLES, _VECTOR = 6, 8  # columns beyond the rank: at least so many, up to a multiple of a vector of the product
 _WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
 _MAX_WIDTH = 2048
+_THIN, _WIDEST = 1 / 8, 1024  # a sketch that keeps more of the columns takes another mode, up to so many columns
 _MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
 
 
@@ -104,7 +105,7 @@ def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
     modes, bond = tensor.modes, tensor.bond
     if tensor.size <= plan.smallest or len(modes) < 2:
         return 0
-    best = 0
+    best, before = 0, math.inf
     for group in range(1, len(modes)):
         width = math.prod(modes[len(modes) - group :]) * bond
         rows = math.prod(modes[: len(modes) - group])
@@ -115,10 +116,11 @@ def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
         tall = rows >= 4 * width or (
             plan.exact and extra > 0 and rows >= 4 * _buckets(width, kept) and 4 * kept <= width
         )
-        if best and (not tall or width > 1.5 * wanted):
+        thick = tall and kept > _THIN * before and width <= _WIDEST
+        if best and (not tall or width > 1.5 * wanted) and not thick:
             break
         if tall and (kept <= _WORTH * width or not plan.exact):
-            best = group
+            best, before = group, (width if extra and plan.exact else math.inf)
         if width >= wanted:
             break
     if target and best:
@@ -154,7 +156,7 @@ def _target(plan: Plan, cap: int, bond: int) -> int:
     if plan.method == "sketch":
         return 256 if plan.exact and cap > 30 else 128
     # a later step has the bond in its columns: a quarter must remain, or the rest takes too many passes
-    return max(2 * cap, 4 * bond, 16) if plan.exact else max(64, 4 * bond)
+    return max(2 * cap, 4 * bond, 32) if plan.exact else max(64, 4 * bond)
 
 
 def _buckets(width: int, kept: int) -> int:
