@@ -127,7 +127,9 @@ class LProductLinear(nn.Module):
             raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
         if self.faces is None:
             return self._through_ranks(x)
-        faces, z, bias = self.faces, self.z, self.bias
+        faces: Tensor = self.faces
+        bias: Tensor | None = self.bias
+        z = self.z
         if not x.is_meta and torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, faces.dtype):
             dtype = torch.get_autocast_dtype(x.device.type)  # as nn.Linear: all in the type of the region
             x, faces, z = x.to(dtype), faces.to(dtype), z.to(dtype)
@@ -145,12 +147,13 @@ class LProductLinear(nn.Module):
         ranks = [self.left[u].shape[1] for u in kept]
         rows = [int(u) for u in kept]
         if self.side == "out":  # one product down, one up for each face, then the faces are mixed
-            thin = functional.linear(x, torch.cat([self.right[u] for u in kept])).split(ranks, dim=-1)
-            faces = [functional.linear(part, self.left[u]) for u, part in zip(kept, thin, strict=True)]
+            thin = functional.linear(x, torch.cat([self.right[u] for u in kept]))
+            parts = torch.split(thin, ranks, dim=-1)  # type: ignore[no-untyped-call]
+            faces = [functional.linear(part, self.left[u]) for u, part in zip(kept, parts, strict=True)]
             y = torch.einsum("uk,...uj->...kj", self.z[rows].to(faces[0].dtype), torch.stack(faces, dim=-2)).flatten(-2)
             return y if self.bias is None else y + self.bias.to(y.dtype)
-        parts = x.reshape(*x.shape[:-1], self.slices, self.in_features // self.slices)
-        mixed = torch.einsum("uk,...kj->...uj", self.z[rows].to(x.dtype), parts).unbind(-2)
+        slices = x.reshape(*x.shape[:-1], self.slices, self.in_features // self.slices)
+        mixed = torch.einsum("uk,...kj->...uj", self.z[rows].to(x.dtype), slices).unbind(-2)
         thin = torch.cat([functional.linear(part, self.right[u]) for u, part in zip(kept, mixed, strict=True)], dim=-1)
         return functional.linear(thin, torch.cat([self.left[u] for u in kept], dim=1), self.bias)
 
