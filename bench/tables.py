@@ -231,8 +231,9 @@ def lproduct() -> str:
     lines += [
         "",
         "4096 tokens of width 768 in p slices, float32, tubes in the last axis. First columns: time over that of the "
-        "batched product of the faces alone, of NumPy's BLAS and of torch's, into memory that is there; the others: how "
-        "many times longer than ours. Steps: forward and backward of a two-layer encoder of equal width. Medians of ratios within interleaved "
+        "batched product of the faces alone, of NumPy's BLAS and of torch's, into memory that is there; the others: "
+        "how many times longer than ours. Steps: forward and backward of a two-layer encoder of equal width. Medians "
+        "of ratios within interleaved "
         f"rounds. `python -m bench.lproduct`, {where.get('cores')} cores, commit {where.get('commit')}.",
     ]
     return "\n".join(lines)
