@@ -81,6 +81,14 @@ void multiply(const T* a, const T* packed, index u, index rows, index l, index n
     }
 }
 
+// Calls numbers into the second-level cache: while products keep a core busy, its memory would have nothing to do.
+template <class T>
+void call([[maybe_unused]] const T* x, [[maybe_unused]] index count) {
+#if defined(__GNUC__)
+    for (index i = 0; i < count; i += 64 / static_cast<index>(sizeof(T))) __builtin_prefetch(x + i, 0, 2);
+#endif
+}
+
 }  // namespace faces
 
 // Tokens that go together: their faces take a part of the second-level cache, the weights the rest. Where the weights are too large
@@ -130,7 +138,12 @@ bool facewise(Mat<const T> x, const Faces<T>& w, const T* forward, const T* inve
             with_tube(p, [&](auto known) {
                 if (!tubes::to_faces<T, known()>(xs + t * p * l, rows, l, p, last, forward, a, block * l)) finite.store(false, std::memory_order_relaxed);
             });
-            for (index u = 0; u < p; ++u) faces::multiply(a + u * block * l, packed, u, rows, l, n, c + u * block * n);
+            const T* next = xs + (t + rows) * p * l;
+            const index ahead = std::min(block, hi - (t + rows)) * l;  // numbers of the next tokens for each product to call
+            for (index u = 0; u < p; ++u) {
+                faces::call(next + u * ahead, ahead);
+                faces::multiply(a + u * block * l, packed, u, rows, l, n, c + u * block * n);
+            }
             with_tube(p, [&](auto known) { tubes::from_faces<T, known()>(c, block * n, rows, n, p, last, inverse, bias, ys + t * p * n); });
         }
     });

@@ -61,8 +61,8 @@ def block_faces(weight: Matrix, z: Matrix) -> Matrix:
     """Faces (p, in / p, out / p) of the L-structured weight that is nearest in the Frobenius norm."""
     p = z.shape[0]
     rows = fold(weight, z, "out")
-    blocks = rows.reshape(p, rows.shape[1], p, -1)
-    return np.asarray(np.einsum("uk,unkl->uln", z.astype(weight.dtype, copy=False), blocks))
+    slices = rows.reshape(p, rows.shape[1], p, -1)
+    return np.asarray(np.einsum("uk,unkl->uln", z.astype(weight.dtype, copy=False), slices))
 
 
 def unfold_blocks(faces: Matrix, z: Matrix) -> Matrix:

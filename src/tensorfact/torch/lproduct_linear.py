@@ -132,8 +132,8 @@ class LProductLinear(nn.Module):
         z = self.z
         if not x.is_meta and torch.is_autocast_enabled(x.device.type) and torch.float64 not in (x.dtype, faces.dtype):
             dtype = torch.get_autocast_dtype(x.device.type)  # as nn.Linear: all in the type of the region
-            x, z = x.to(dtype), z.to(dtype)
-            faces, bias = faces.to(dtype), None if bias is None else bias.to(dtype)
+            x, faces, z = x.to(dtype), faces.to(dtype), z.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
         if x.dtype != faces.dtype or x.device != faces.device:
             raise ValueError(
                 f"x must be of the layer's dtype and device, {faces.dtype} on {faces.device}, "
@@ -147,12 +147,13 @@ class LProductLinear(nn.Module):
         ranks = [self.left[u].shape[1] for u in kept]
         rows = [int(u) for u in kept]
         if self.side == "out":  # one product down, one up for each face, then the faces are mixed
-            downs = torch.split(functional.linear(x, torch.cat([self.right[u] for u in kept])), ranks, dim=-1)
-            faces = [functional.linear(part, self.left[u]) for u, part in zip(kept, downs, strict=True)]
+            thin = functional.linear(x, torch.cat([self.right[u] for u in kept]))
+            parts = torch.split(thin, ranks, dim=-1)  # type: ignore[no-untyped-call]
+            faces = [functional.linear(part, self.left[u]) for u, part in zip(kept, parts, strict=True)]
             y = torch.einsum("uk,...uj->...kj", self.z[rows].to(faces[0].dtype), torch.stack(faces, dim=-2)).flatten(-2)
             return y if self.bias is None else y + self.bias.to(y.dtype)
-        parts = x.reshape(*x.shape[:-1], self.slices, self.in_features // self.slices)
-        mixed = torch.einsum("uk,...kj->...uj", self.z[rows].to(x.dtype), parts).unbind(-2)
+        slices = x.reshape(*x.shape[:-1], self.slices, self.in_features // self.slices)
+        mixed = torch.einsum("uk,...kj->...uj", self.z[rows].to(x.dtype), slices).unbind(-2)
         thin = torch.cat([functional.linear(part, self.right[u]) for u, part in zip(kept, mixed, strict=True)], dim=-1)
         return functional.linear(thin, torch.cat([self.left[u] for u in kept], dim=1), self.bias)
 
