@@ -177,9 +177,10 @@ def speed(result: Result) -> list[str]:
             "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for arm, rate in found["rates"].items():
+            held = found.get("memory", {}).get(arm)
             lines.append(
                 f"| {label(arm)} | {rate['train']:,.0f} | {rate['train'] / base['train']:.2f} | {rate['read']:,.0f} | "
-                f"{rate['read'] / base['read']:.2f} | {found['memory'][arm]:,.0f} |"
+                f"{rate['read'] / base['read']:.2f} | {'-' if held is None else f'{held:,.0f}'} |"
             )
         lines.append("")
     return lines
