@@ -215,7 +215,7 @@ def test_damaged_and_strange_files(opened: Opener, tmp_path: Path) -> None:
 
 def test_a_checkpoint_without_tokenizer_or_processor_says_what_to_give(tmp_path: Path) -> None:
     directory = tiny_models.tiny("bert", tmp_path / "bert")
-    with pytest.raises(ValueError, match="must be token ids .* the tokenizer in"):
+    with pytest.raises(ValueError, match=r"must be token ids .* the tokenizer in"):
         open_calibration(WORDS, directory, load_dense(directory))
     image = pytest.importorskip("PIL.Image")
     image.new("RGB", (32, 32)).save(tmp_path / "one.png")
@@ -223,5 +223,5 @@ def test_a_checkpoint_without_tokenizer_or_processor_says_what_to_give(tmp_path:
     folder = tmp_path / "folder"
     folder.mkdir()
     (tmp_path / "one.png").rename(folder / "one.png")
-    with pytest.raises(ValueError, match="must be pixel_values .* the image processor in"):
+    with pytest.raises(ValueError, match=r"must be pixel_values .* the image processor in"):
         open_calibration(folder, directory, load_dense(directory))

@@ -139,7 +139,7 @@ class SharedMethod(PerWeight):
         return Halving(steps)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     before = dict(_method._METHODS)
     tc.register(SharedMethod)
@@ -163,7 +163,6 @@ TARGETS = ["re:attention.*(query|key)$", "re:intermediate.dense$"]
 
 @pytest.fixture(scope="module", params=["plain", "calibrated"])
 def small(request: pytest.FixtureRequest, dense: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    tc.register(SharedMethod)
     out = tmp_path_factory.mktemp("made") / "small"
     data: dict[str, Any] = {}
     if request.param == "calibrated":
@@ -191,7 +190,7 @@ def test_a_shared_array_is_stored_and_counted_once(small: tuple[Path, Any]) -> N
 
 
 def test_it_is_one_parameter_after_loading_and_saving(small: tuple[Path, Any], tmp_path: Path) -> None:
-    out, report = small
+    out, _ = small
     model = tc.load(out)
     layers = [m for m in model.modules() if isinstance(m, SharedLinear)]
     assert len(layers) == 6

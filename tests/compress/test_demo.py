@@ -37,7 +37,7 @@ class Words:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return _inputs._load_dense(tiny("bert", tmp_path_factory.mktemp("bert")))
+    return _inputs.load_dense(tiny("bert", tmp_path_factory.mktemp("bert")))
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def layer(shape: tuple[int, int], rank: int | tuple[int, ...]) -> LayerRecord:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_equals_itself(family: str, tmp_path: Path) -> None:
     path = tiny(family, tmp_path)
-    model = _inputs._load_dense(path)
+    model = _inputs.load_dense(path)
     result = compare_outputs(path, model)
     assert result.output == ("last_hidden_state" if family == "bert" else "logits")
     for name, value in result.metrics.items():
@@ -63,7 +63,7 @@ def test_a_model_equals_itself(family: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_changed_model_is_told_apart(family: str, tmp_path: Path) -> None:
-    dense = _inputs._load_dense(tiny(family, tmp_path))
+    dense = _inputs.load_dense(tiny(family, tmp_path))
     changed = copy.deepcopy(dense)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_measures_of_logits_are_those_of_the_formulas() -> None:
 
 
 def test_perplexity_is_the_exponential_of_the_mean_loss(tmp_path: Path) -> None:
-    model = _inputs._load_dense(tiny("llama", tmp_path))
+    model = _inputs.load_dense(tiny("llama", tmp_path))
     batch = inputs("llama")
     metrics = compare_outputs(model, model, inputs=batch).metrics
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(tmp_path: Path) -> None:
 
 def test_sentences_go_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) -> None:
     path = tiny("llama", tmp_path, tokenizer=True)
-    result = compare_outputs(path, _inputs._load_dense(path))
+    result = compare_outputs(path, _inputs.load_dense(path))
     assert "24 built-in English sentences" in result.input
     assert "perplexity_before" in result.metrics
 
@@ -107,19 +107,19 @@ def test_sentences_go_through_the_tokenizer_of_the_checkpoint(tmp_path: Path) ->
 def test_a_broken_tokenizer_falls_back_to_token_ids(tmp_path: Path) -> None:
     path = tiny("bert", tmp_path)
     (path / "tokenizer.json").write_text("{")
-    assert "random token ids" in compare_outputs(path, _inputs._load_dense(path)).input
+    assert "random token ids" in compare_outputs(path, _inputs.load_dense(path)).input
 
 
 def test_inputs_depend_on_the_seed_only(tmp_path: Path) -> None:
     for family, key in (("llama", "input_ids"), ("vit", "pixel_values")):
-        model = _inputs._load_dense(tiny(family, tmp_path / family))
+        model = _inputs.load_dense(tiny(family, tmp_path / family))
         first, again, other = (_inputs.default_inputs(model, None, seed=s).batches[0][key] for s in (3, 3, 4))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
 
 def test_synthetic_images_are_smooth_and_of_unit_spread(tmp_path: Path) -> None:
-    model = _inputs._load_dense(tiny("vit", tmp_path))
+    model = _inputs.load_dense(tiny("vit", tmp_path))
     pixels = _inputs.default_inputs(model, None, seed=0).batches[0]["pixel_values"]
     assert pixels.shape == (4, 3, 32, 32)
     assert torch.allclose(pixels.std(dim=(1, 2, 3)), torch.ones(4), atol=1e-2)
@@ -128,7 +128,7 @@ def test_synthetic_images_are_smooth_and_of_unit_spread(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_of_input_is_refused(tmp_path: Path) -> None:
-    model = _inputs._load_dense(tiny("bert", tmp_path))
+    model = _inputs.load_dense(tiny("bert", tmp_path))
     model.main_input_name = "input_values"
     with pytest.raises(ValueError, match="inputs must be given for a model whose main input is 'input_values'"):
         compare_outputs(model, model)
@@ -141,7 +141,7 @@ def test_outputs_that_are_not_finite_are_refused() -> None:
 
 
 def test_latency_is_measured_and_described(tmp_path: Path) -> None:
-    model = _inputs._load_dense(tiny("bert", tmp_path))
+    model = _inputs.load_dense(tiny("bert", tmp_path))
     result = measure_latency(model, model, inputs=inputs("bert"), repeats=5)
     assert result.before_ms > 0
     assert result.after_ms > 0
@@ -207,7 +207,7 @@ def test_every_distinct_layer_is_timed_once() -> None:
 
 def test_evaluate_fills_everything(tmp_path: Path) -> None:
     path = tiny("bert", tmp_path)
-    found = evaluate(path, _inputs._load_dense(path), [layer((64, 64), 4)])
+    found = evaluate(path, _inputs.load_dense(path), [layer((64, 64), 4)])
     assert found.notes == ()
     assert found.fidelity is not None
     assert found.fidelity.metrics["relative_error"] == 0.0

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from tensorfact import kernels
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["StoredEvidence", "collect_evidence", "run_model"]
 
 _INDEX = "evidence.json"
+_ROWS = 2048  # inputs of a layer that are summed at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class _Tap:
         self.count = self.batch = 0
         self.gram: npt.NDArray[np.float64] | None = None
         self.rows: list[npt.NDArray[np.float32]] = []
+        self.waiting: list[npt.NDArray[np.float32]] = []
         self.mask: torch.Tensor | None = None
 
     def __call__(self, module: Any, args: tuple[Any, ...]) -> None:
@@ -146,17 +150,25 @@ class _Tap:
             raise ValueError(
                 f"calibration must give finite activations, got NaN or infinity in the input of {self.name}"
             )
-        wide = rows.double()
-        product = (wide.T @ wide).cpu().numpy()
-        self.gram = product if self.gram is None else np.add(self.gram, product, out=self.gram)
+        values = rows.float().cpu().numpy()
+        self.waiting.append(values)
         if self.quota:
             rng = np.random.default_rng([self.index, self.batch])
-            picked = np.sort(rng.permutation(len(rows))[: self.quota])
-            self.rows.append(rows[torch.from_numpy(picked)].float().cpu().numpy())
-        self.count += len(rows)
+            self.rows.append(values[np.sort(rng.permutation(len(values))[: self.quota])])
+        self.count += len(values)
         self.batch += 1
+        if sum(map(len, self.waiting)) >= _ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sum the rows that wait: products of few rows would spend their time on reading and writing the sum."""
+        if self.waiting:
+            product = kernels.gram(np.concatenate(self.waiting), accumulate="double")
+            self.gram = product if self.gram is None else np.add(self.gram, product, out=self.gram)
+            self.waiting = []
 
     def save(self, directory: Path) -> None:
+        self.flush()
         if self.gram is not None:
             np.save(directory / f"gram-{self.index}.npy", self.gram)
         if self.rows:
@@ -217,8 +229,3 @@ def _groups(model: Any, names: Mapping[str, str], batches: Batches) -> dict[str,
 
 def _width(module: Any) -> int:
     return int(module.in_features if hasattr(module, "in_features") else module.weight.shape[0])
-
-
-def missing_evidence(evidence: StoredEvidence, names: Sequence[str]) -> list[str]:
-    """Return the layers that the calibration run never reached."""
-    return [name for name in names if not evidence.count(name)]

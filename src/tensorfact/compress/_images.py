@@ -82,10 +82,11 @@ def _decode(name: str, data: bytes) -> Any:
 
 def _processor(directory: Path) -> Any:
     try:
-        from transformers import AutoImageProcessor
+        import transformers
 
+        auto: Any = transformers.AutoImageProcessor
         with quiet_loading():
-            return AutoImageProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            return auto.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # missing packages, missing files, code of its own
         raise ValueError(
             f"calibration must be pixel_values (a .safetensors file or tensors): the image processor in "

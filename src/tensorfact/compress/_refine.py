@@ -8,7 +8,6 @@ output relative to that output's squared norm, on real positions. torch is impor
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -139,7 +138,7 @@ def refine(
     rng: np.random.Generator,
     step: Callable[[], object],
     device: Any = "cpu",
-) -> dict[str, Any]:
+) -> tuple[int, bool]:
     """Train and leave the best state that the held-out batches saw in the modules, in the form that is stored.
 
     Parameters
@@ -157,16 +156,15 @@ def refine(
 
     Returns
     -------
-    dict
-        ``{"steps", "seconds", "checks": [(step, held-out loss), ...]}``; not a number where training diverged.
+    (int, bool)
+        Steps taken, fewer than asked for where the loss was not finite any more; and whether there was a state that may
+        be kept. Without one, what is in the modules is of no use.
     """
     import torch
 
-    begin = time.perf_counter()
     train, measure = held_out(len(span.inputs))
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
     warm = max(1, round(options.warmup * options.steps))
-    checks: list[tuple[int, float]] = []
     best: tuple[float, list[dict[str, torch.Tensor]]] | None = None
     marks = {round(options.steps * (i + 1) / _CHECKS) for i in range(_CHECKS)}
     queue: list[int] = []
@@ -186,7 +184,6 @@ def refine(
             trainer.after_step(number, optimizer)
         if number in marks and all(trainer.admissible(number) for trainer in trainers):
             found = block_loss(span, measure, device)
-            checks.append((number, found))
             if math.isfinite(found) and (best is None or found < best[0]):
                 best = found, [_copy(block) for block in span.blocks]
         step()
@@ -194,9 +191,9 @@ def refine(
     if best is not None:
         for block, state in zip(span.blocks, best[1], strict=True):
             _restore(block, state)
-    for trainer in trainers:
-        trainer.finish()
-    return {"steps": number, "seconds": time.perf_counter() - begin, "checks": checks}
+        for trainer in trainers:
+            trainer.finish()
+    return number, best is not None
 
 
 def _copy(block: Any) -> dict[str, torch.Tensor]:

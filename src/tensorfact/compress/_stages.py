@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tensorfact.compress._method import Layer
 from tensorfact.compress._units import Unit
 
 __all__ = ["Stage", "make_stages"]
@@ -18,6 +19,11 @@ class Stage:
     units: tuple[Unit, ...]
     first: int | None = None
     last: int | None = None
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Layers of all units."""
+        return tuple(layer for unit in self.units for layer in unit.layers)
 
     @property
     def blocks(self) -> range:

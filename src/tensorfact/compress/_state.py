@@ -47,8 +47,8 @@ class State:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the directory after success, and where nothing in it took time to find."""
-        if error is None or not any(self.directory.glob("*.np[yz]")):
+        """Remove the directory after success, and where it is of no use: empty, or the input was refused."""
+        if error is None or isinstance(error, ValueError) or not any(self.directory.glob("*.np[yz]")):
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
             error.add_note("the same command goes on from where this one stopped")
@@ -85,9 +85,10 @@ class State:
             arrays = {key.removeprefix("array:"): content[key] for key in content.files if key.startswith("array:")}
             return arrays, json.loads(content["facts"].tobytes())
 
-    def save(self, stage: str, arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> None:
-        """Store arrays and facts (JSON values) of a finished stage."""
-        text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    def save(self, stage: str, arrays: Mapping[str, npt.NDArray[Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Store arrays and facts (JSON values) of a finished stage; return the facts as `load` gives them."""
+        written = json.dumps(facts)
+        text = np.frombuffer(written.encode(), dtype=np.uint8)
         temporary = self.directory / f"{stage}.new"
         with temporary.open("wb") as stream:
             named: dict[str, Any] = {f"array:{key}": values for key, values in arrays.items()}
@@ -96,6 +97,7 @@ class State:
             os.fsync(stream.fileno())
         os.replace(temporary, self.directory / f"{stage}.npz")
         sync(self.directory)
+        return dict(json.loads(written))
 
     def _replace(self, file: Path, content: bytes) -> None:
         temporary = file.with_suffix(".new")

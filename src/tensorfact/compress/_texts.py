@@ -62,8 +62,8 @@ def _fields(item: Any, column: Any) -> list[str]:
 
 def _table(lines: Sequence[str], delimiter: str, column: Any) -> list[str]:
     # Tab-separated sets have no quoting as a rule, and stray quotes inside of their sentences.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    rows = [row for row in csv.reader(lines, delimiter=delimiter, quoting=quoting) if row]
+    dialect = {"quoting": csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL}
+    rows = [row for row in csv.reader(lines, delimiter=delimiter, **dialect) if row]  # type: ignore[arg-type]
     if not rows:
         return []
     names = _columns(column)
@@ -147,14 +147,8 @@ def _tokenizer(directory: Path) -> Any:
 
 def _windows(texts: list[str], tokenizer: Any, length: int, samples: int) -> tuple[list[list[int]], tuple[str, ...]]:
     """Join all texts and cut windows without overlap; the rest at the end is left out."""
-    import transformers
-
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # "longer than the maximum": it is cut below
-    try:
+    with quiet_loading():  # "longer than the maximum": it is cut below
         ids = tokenizer("\n".join(texts), add_special_tokens=False)["input_ids"]
-    finally:
-        transformers.logging.set_verbosity(level)
     count = len(ids) // length
     if count == 0:
         return [ids], (f"calibration: all texts together have {len(ids)} tokens, less than one window of {length}",)

@@ -151,7 +151,7 @@ def _text_batches(texts: Sequence[Any], directory: Path, model: Any, given: Cali
 
 def _image_batches(images: torch.Tensor, given: Calibration) -> Batches:
     size = given.batch or max(1, min(_LEAST, len(images) // _LEAST))
-    inputs = tuple({"pixel_values": part} for part in images.split(size))
+    inputs = tuple({"pixel_values": images[start : start + size]} for start in range(0, len(images), size))
     shape = " x ".join(map(str, images.shape[2:]))
     return Batches(inputs, (None,) * len(inputs), f"{len(images)} images, {shape}", len(images), len(images))
 

@@ -49,6 +49,9 @@ class LowRankMethod(BudgetOptions):
         As in `tensorfact.randomized_svd`.
     split : {"sqrt", "left", "right"}
         Which factor takes the singular values; ``"sqrt"`` shares them, so that 16-bit types lose least.
+    whiten : bool
+        With calibration data, share the budget by what is lost of the outputs, and lose least of those; false does
+        both for the weights themselves, and leaves the data to the refinement.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -62,6 +65,7 @@ class LowRankMethod(BudgetOptions):
     n_iter: int | Literal["auto"] = "auto"
     n_oversamples: int | Literal["auto"] = "auto"
     split: Literal["sqrt", "left", "right"] = "sqrt"
+    whiten: bool = True
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -72,6 +76,8 @@ class LowRankMethod(BudgetOptions):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+        if not isinstance(self.whiten, bool):
+            raise ValueError(f"whiten must be true or false, got {self.whiten!r}")
         for pattern, rank in self.rank_pattern.items():
             if not is_positive_int(rank):
                 raise ValueError(f"rank_pattern must map names to ranks >= 1, got {pattern!r}: {rank!r}")
@@ -82,7 +88,7 @@ class LowRankMethod(BudgetOptions):
 
     def analyse_with(self, layer: Layer, weight: npt.NDArray[Any], evidence: Evidence, /) -> npt.NDArray[np.float64]:
         """Return all singular values of the weight on its inputs: what a rank loses of the outputs."""
-        if not evidence.count(layer.name):
+        if not self.whiten or not evidence.count(layer.name):
             return self.analyse(weight)
         return whitened_singular_values(weight, evidence.gram(layer.name))
 
@@ -130,7 +136,7 @@ class LowRankMethod(BudgetOptions):
     ) -> FactoredUnit:
         """Return the factors that lose least of the outputs on the calibration data, if there are some."""
         (layer,) = unit.layers
-        if evidence is None or not evidence.count(layer.name):
+        if evidence is None or not self.whiten or not evidence.count(layer.name):
             # not super(): a dataclass with slots is another class than the one that its methods were made in
             return PerWeight.factor_unit(self, unit, weights, ranks, rng=rng, evidence=evidence)
         made = whitened_svd(weights[layer.name], evidence.gram(layer.name), rank=_int(ranks[layer.name]))
