@@ -106,8 +106,7 @@ def _pairs(model: Any) -> tuple[list[tuple[str, str]], dict[str, str]]:
             shapes[name] = module.out_features, module.in_features
         elif isinstance(module, Conv1D):
             shapes[name] = module.weight.shape[1], module.weight.shape[0]
-    possible: list[tuple[str, str]] = []
-    reasons: dict[str, str] = {}
+    possible, reasons = [], dict[str, str]()
     for second, (_, hidden) in shapes.items():
         feeding = _nearest(second, [name for name, (out, _) in shapes.items() if out == hidden and name != second])
         parent = _common(feeding[0], second) if feeding else ""
