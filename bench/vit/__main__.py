@@ -106,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.report:
         result["environment"] = timing.environment("torch", "transformers", "scikit-learn") | {"load": None}
         experiment(result, options.seeds, keep=lambda found: timing.save("vit", found))
-    write(result, DOCS)
+    if page.finished(result):
+        write(result, DOCS)
 
 
 def write(result: dict[str, Any], docs: Path) -> None:

@@ -11,12 +11,19 @@ Result = dict[str, Any]
 NAMES = {"decouple": "decoupling", "svd": "SVD", "drone": "DRONE"}
 
 
+def finished(result: Result) -> list[str]:
+    """Seeds whose students are all there."""
+    wanted = [f"{method} {share}" for method in METHODS for share in result["protocol"]["shares"]]
+    return [seed for seed in result["teachers"] if all(f"{seed} {arm}" in result["runs"] for arm in wanted)]
+
+
 def values(result: Result, method: str, share: float, *path: str) -> list[float]:
-    """A stored value of every seed."""
+    """A stored value of every finished seed."""
     found = []
+    seeds = finished(result)
     for name, run in result["runs"].items():
-        _, its, kept = name.split()
-        if its == method and float(kept) == share:
+        seed, its, kept = name.split()
+        if seed in seeds and its == method and float(kept) == share:
             value: Any = run
             for key in path:
                 value = value[key]
@@ -65,16 +72,17 @@ def verdict(result: Result) -> str:
 
 def render(result: Result) -> str:
     """The page as Markdown."""
-    teachers = result["teachers"].values()
-    first = next(iter(teachers))
+    teachers = [result["teachers"][seed] for seed in finished(result)]
+    first = teachers[0]
     protocol = result["protocol"]
     share = 100 * first["mlp_parameters"] / first["parameters"]
+    seeds = f"{len(teachers)} seed" + "s" * (len(teachers) > 1)
     lines = [
         "# A vision transformer with decoupled MLPs",
         "",
         f"A ViT of transformers ({first['parameters']:,} parameters, {share:.0f} % of them in 4 MLPs 48 -> 192 -> 48),",
         f"trained {protocol['epochs']} epochs on 60 % of the digits of scikit-learn reaches "
-        f"{percent([t['accuracy'] for t in teachers])} % on the rest, over {len(result['teachers'])} seeds.",
+        f"{percent([t['accuracy'] for t in teachers])} % on the rest ({seeds}).",
         "Its MLPs are then replaced at equal numbers of parameters: by `w g(v^T x) + bias` with learned splines",
         "(`tensorfact.torch.DecoupledMLP`, knots counted as two numbers a branch), by two factors for each weight",
         "from its SVD, or by those that change the outputs on the training data least (DRONE). All then get the same",

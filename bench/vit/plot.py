@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from bench.vit.page import NAMES, values
+from bench.vit.page import NAMES, finished, values
 
 STYLE = {"decouple": ("#0b6fb8", "o"), "svd": ("#d1495b", "s"), "drone": ("#3a8f5c", "D")}
 
@@ -34,7 +34,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
             axes.errorbar(
                 x, y, bars, color=colour, marker=marker, ls=line, lw=1.7, ms=6, mfc=face, capsize=3, label=label
             )
-    dense = 100 * mean(teacher["accuracy"] for teacher in result["teachers"].values())
+    dense = 100 * mean(result["teachers"][seed]["accuracy"] for seed in finished(result))
     axes.axhline(dense, color="#222222", lw=1, ls="--")
     axes.annotate("dense", (0.01, dense), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points")
     axes.set_xlabel("MLP parameters kept, %")
