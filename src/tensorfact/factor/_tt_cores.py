@@ -68,12 +68,11 @@ def _by_gram(a: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray] | None:
     gram = a @ a.conj().T
     if not np.isfinite(gram).all():
         return None
-    values, u = kernels.eigh(gram)
+    values, u = np.linalg.eigh(gram)  # NumPy's BLAS, as around it: threads of two libraries would wait for each other
     squares = np.maximum(values[::-1], 0.0)
     if not squares[keep - 1] > 1e-8 * squares[0] or not squares[keep:].sum() > 1e-8 * squares.sum():
         return None
-    q, _, spread = kernels.cholesky_qr(a.conj().T @ u[:, : -keep - 1 : -1])
-    return (np.sqrt(squares), q) if spread > 0.9 else None
+    return np.sqrt(squares), np.linalg.qr(a.conj().T @ u[:, : -keep - 1 : -1])[0]
 
 
 def split_right(
