@@ -148,7 +148,7 @@ class LProductLinear(nn.Module):
         rows = [int(u) for u in kept]
         if self.side == "out":  # one product down, one up for each face, then the faces are mixed
             thin = functional.linear(x, torch.cat([self.right[u] for u in kept]))
-            parts = torch.split(thin, ranks, dim=-1)  # type: ignore[no-untyped-call]
+            parts = torch.split(thin, ranks, dim=-1)
             faces = [functional.linear(part, self.left[u]) for u, part in zip(kept, parts, strict=True)]
             y = torch.einsum("uk,...uj->...kj", self.z[rows].to(faces[0].dtype), torch.stack(faces, dim=-2)).flatten(-2)
             return y if self.bias is None else y + self.bias.to(y.dtype)
