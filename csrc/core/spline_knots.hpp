@@ -44,7 +44,8 @@ bool uniform_knots(const T* t, index count, int degree, T& step, T& beyond) {
     const T allowed = 128 * std::numeric_limits<T>::epsilon();
     step = (t[count] - t[degree]) / static_cast<T>(intervals);
     const auto steady = [&](index i) { return std::abs(t[i + 1] - t[i] - step) <= allowed * step; };
-    if (degree == 0 || !(step > 0) || static_cast<T>(intervals) * std::numeric_limits<T>::epsilon() * 1024 > T(0.5)) return false;
+    // Beyond the range of T, 1 / step or the span would give positions that are no numbers.
+    if (degree == 0 || !(step > 0) || !std::isfinite(step) || !std::isfinite(1 / step) || static_cast<T>(intervals) * std::numeric_limits<T>::epsilon() * 1024 > T(0.5)) return false;
     for (index i = degree; i < count; ++i)
         if (!steady(i)) return false;
     bool repeated = true, spaced = true;
@@ -60,7 +61,8 @@ inline constexpr index most_buckets = 4096;
 
 template <class T>
 index bucket_of(const SplineBranch<T>& s, T x) {
-    return std::min(s.buckets - 1, static_cast<index>((x - s.lo) * s.per_bucket));  // grows with x, whatever the rounding
+    const T at = (x - s.lo) * s.per_bucket;  // grows with x, whatever the rounding
+    return at > 0 ? static_cast<index>(std::min(static_cast<T>(s.buckets - 1), at)) : 0;
 }
 
 // Interval of lo <= x <= hi. Branches would be mispredicted for every other point, so the common case has none.

@@ -35,7 +35,10 @@ def open_model(directory: Path, device: str) -> Any:
             f"calibration needs a model that loads, {str(directory)!r} does not: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
-    model.config.use_cache = False  # a cache would pass from block to block and grow
+    for module in model.modules():  # parts of a model may have configurations of their own
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False  # a cache would pass from block to block and grow
     return model.requires_grad_(False)
 
 

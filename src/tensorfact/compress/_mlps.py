@@ -44,7 +44,8 @@ def mlps_of(layers: Sequence[Layer]) -> tuple[list[MLP], dict[str, str]]:
     """
     if not layers:
         return [], {}
-    model = _built(str(Path(layers[0].info.file).parent))
+    directory = Path(layers[0].info.file).parent
+    model = _built(str(directory), (directory / "config.json").read_bytes())
     return find_mlps(model, layers)
 
 
@@ -87,7 +88,8 @@ def activation_name(model: Any, first: str, second: str) -> tuple[str | None, st
 
 
 @functools.lru_cache(maxsize=4)
-def _built(directory: str) -> Any:
+def _built(directory: str, config: bytes) -> Any:
+    """Build the model on no device; `config` is what ``config.json`` holds, which the cache must notice."""
     try:
         return _meta_model(Checkpoint.open(directory), trust_remote_code=False)
     except Exception as error:  # any model class may fail in its own way

@@ -122,7 +122,7 @@ class StageRun:
         for unit in stage.units:
             own = {layer.name: modules[layer.name] for layer in unit.layers}
             trainers.append(method.trainer(unit, own, made[unit.name].factored, steps=options.steps, rng=rng))
-        trained = flow.parameters(stage.blocks, names.values())
+        trained = self._storable(stage, flow, flow.parameters(stage.blocks, names.values()))
         for parameter in trained.values():
             parameter.requires_grad_(True)
         parameters = list({id(parameter): parameter for parameter in trained.values()}.values())
@@ -145,6 +145,11 @@ class StageRun:
             others.types.update(types)
         flow.fill(decoded(others.arrays, others.types))
         return taken, (better, others)
+
+    def _storable(self, stage: Stage, flow: Flow, found: dict[str, Any]) -> dict[str, Any]:
+        """Leave out norms and biases that have no tensor of their own in the checkpoint: they could not be stored."""
+        own = tuple(f"{flow.names[layer.name]}." for layer in stage.layers)
+        return {key: p for key, p in found.items() if key.startswith(own) or flow.source_key(key) is not None}
 
     def _other_keys(self, stage: Stage, flow: Flow, trained: Iterable[str]) -> dict[str, str]:
         """Return stored names of the trained norms and biases, and the types that they are stored in."""

@@ -47,8 +47,8 @@ class State:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the directory after success, and where it is of no use: empty, or the input was refused."""
-        if error is None or isinstance(error, ValueError) or not any(self.directory.glob("*.np[yz]")):
+        """Remove the directory after success, and where nothing was finished: an error loses no stage."""
+        if error is None or not any(self.directory.glob("*.np[yz]")):
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
             error.add_note("the same command goes on from where this one stopped")
@@ -70,6 +70,7 @@ class State:
         if before.get("digest") == digest and seed in (None, before.get("seed")):
             self.resumed = any(self.directory.glob("*.np[yz]"))
             return int(before["seed"])
+        file.unlink(missing_ok=True)  # first: what is left without it is taken for nothing
         for path in self.directory.iterdir():
             path.unlink()
         chosen = fresh if seed is None else seed

@@ -77,12 +77,14 @@ class Batches:
 
     def digest(self) -> str:
         """Return the SHA-256 of all inputs."""
+        import torch
+
         total = hashlib.sha256()
         for batch in self.inputs:
             for name in sorted(batch):
                 values = batch[name].detach().contiguous().cpu()
                 total.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
-                total.update(values.view(-1).numpy().tobytes())
+                total.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
         return total.hexdigest()
 
 
@@ -178,7 +180,7 @@ def _given_batches(data: Any, name: str, given: Calibration) -> Batches:
     if isinstance(data, Mapping):
         batches = _cut({key: torch.as_tensor(value) for key, value in data.items()}, given)
     elif isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        batches = [_as_batch(item, name) for item in data]
+        batches = _taken(data, name, given.samples)
     else:
         raise ValueError(
             "calibration must be a path, texts, a mapping of inputs, or an iterable of batches, "
@@ -200,6 +202,17 @@ def _given_batches(data: Any, name: str, given: Calibration) -> Batches:
         if name in batch or mask is not None
     )
     return Batches(tuple(kept), bools, f"{samples} samples of the caller", samples, positions)
+
+
+def _taken(data: Iterable[Any], name: str, samples: int) -> list[dict[str, torch.Tensor]]:
+    """Read batches until there are enough samples: the rest of a stream is left alone."""
+    batches: list[dict[str, torch.Tensor]] = []
+    for item in data:
+        batches.append(_as_batch(item, name))
+        samples -= len(next(iter(batches[-1].values())))
+        if samples <= 0:
+            break
+    return batches
 
 
 def _cut(table: dict[str, torch.Tensor], given: Calibration) -> list[dict[str, torch.Tensor]]:

@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tensorfact.compress import _store
 from tensorfact.compress._atomic import check_target, make_hidden, remove_abandoned
 from tensorfact.compress._held import HeldRun
@@ -157,7 +159,8 @@ def compress(
                 writer.layout(job.entries(), max_shard_size=shard_size)
                 job.factor(pool, writer, report_progress)
             else:
-                seed = None if rng is None else job.seed
+                # A generator has moved on since the run that this one may continue.
+                seed = job.seed if isinstance(rng, int | np.integer) else None
                 held = HeldRun(job, state, pool, report_progress, calibration, refinement, seed)
                 held.run()
                 result = held.result()

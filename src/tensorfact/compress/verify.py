@@ -81,8 +81,11 @@ def _is_layer(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         return False
     shape, rank = entry.get("shape"), entry.get("rank")
-    numbers = [*shape, *(rank if isinstance(rank, list) else [rank])] if isinstance(shape, list) else [None]
-    return len(numbers) > 2 and all(type(number) is int and number > 0 for number in numbers)
+    if not isinstance(shape, list) or not shape or rank == []:
+        return False
+    parts = rank if isinstance(rank, list) else []  # one of several may be 0: a face or a code of zeros
+    sizes = shape if parts else [*shape, rank]
+    return all(type(n) is int and n > 0 for n in sizes) and all(type(n) is int and n >= 0 for n in parts)
 
 
 def _files(directory: Path, record: dict[str, Any]) -> list[str]:

@@ -36,6 +36,7 @@ def shared_basis(
     format: Format | Literal["auto"] = "auto",
     rank: int | None = None,
     sweeps: int = 6,
+    itemsize: int | None = None,
     rng: Any = None,
 ) -> SharedBasis:
     """Factor matrices into one shared dense basis and sparse codes, to a budget of bytes or of parameters.
@@ -66,6 +67,8 @@ def shared_basis(
     sweeps : int
         Alternating sweeps; 0 prunes the codes of the SVD in one shot. Two thirds of them prune, the others are at the
         final mask.
+    itemsize : int, optional
+        Bytes of a number in the budget, where the result will be cast to another type; by default that of the weights.
     rng : None, int, SeedSequence or numpy.random.Generator
         Randomness of the SVD where it is a randomized one.
 
@@ -123,7 +126,8 @@ def shared_basis(
     count = check_count("sweeps", sweeps, 0)
     columns = None if rank is None else check_count("rank", rank, 1, sum(widths))
     zeros = None if sparsity == "auto" else check_fraction("sparsity", sparsity, 0.0, 1.0)
-    shares = _shares(short, widths, param_ratio, zeros, columns, dtype.itemsize, budget, format)
+    size = dtype.itemsize if itemsize is None else check_count("itemsize", itemsize, 1)
+    shares = _shares(short, widths, param_ratio, zeros, columns, size, budget, format)
     return fit_shared(arrays, turned, shares, grams, sweeps=count, rng=np.random.default_rng(rng))
 
 

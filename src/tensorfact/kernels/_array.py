@@ -52,6 +52,23 @@ def as_contiguous(a: Matrix) -> Matrix:
     return a if a.flags.c_contiguous and a.flags.aligned else np.array(a, order="C", copy=True)
 
 
+def as_real(a: ArrayLike, dtype: DTypeLike, name: str) -> Matrix:
+    """C-contiguous array of `dtype`; complex numbers are refused, for a cast would drop a part of them."""
+    array = np.asarray(a)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must be real, got dtype {array.dtype}")
+    return as_contiguous(array.astype(dtype, copy=False))
+
+
+def as_offset(bias: ArrayLike | None, size: int, dtype: DTypeLike) -> Matrix:
+    """A bias as one row, without columns where there is none."""
+    if bias is None:
+        return np.zeros((1, 0), dtype)
+    if np.shape(bias) != (size,):
+        raise ValueError(f"bias must have shape ({size},), got {np.shape(bias)}")
+    return as_real(bias, dtype, "bias")[None]
+
+
 def output(out: Matrix | None, shape: tuple[int, int], dtype: DTypeLike, *inputs: Matrix) -> Matrix:
     """Check `out`, or make a new array. It must not overlap `inputs`: kernels write before they have read all."""
     if out is None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tensorfact.kernels import _dispatch
-from tensorfact.kernels._array import as_contiguous, as_matrix, output
+from tensorfact.kernels._array import as_contiguous, as_matrix, as_offset, output
 from tensorfact.kernels._dispatch import checked_threads, kernel
 
 __all__ = ["chain", "kron_sum"]
@@ -126,11 +126,7 @@ def chain(
     _, m, n, _ = (int(size) for size in sizes.prod(axis=0))
     if rows.shape[1] != n:
         raise ValueError(f"x must have {n} columns, the product of the cores' third sizes, got shape {rows.shape}")
-    offset = np.zeros((1, 0), rows.dtype)
-    if bias is not None:
-        offset = np.array(bias, dtype=rows.dtype, order="C", ndmin=2)
-        if np.shape(bias) != (m,):
-            raise ValueError(f"bias must have shape ({m},), got {np.shape(bias)}")
+    offset = as_offset(bias, m, rows.dtype)
     flat = np.concatenate([core.reshape(-1) for core in arrays], dtype=rows.dtype, casting="unsafe")[None]
     result = output(out, (rows.shape[0], m), rows.dtype, rows, *arrays)
     _chain(rows, flat, sizes, offset, result, direction == "left", checked_threads(workers))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tensorfact.kernels import _dispatch
-from tensorfact.kernels._array import as_contiguous, as_matrix, output
+from tensorfact.kernels._array import as_contiguous, as_matrix, as_offset, output
 from tensorfact.kernels._dispatch import checked_threads, kernel
 
 __all__ = ["facewise_product", "tube_faces"]
@@ -177,13 +177,11 @@ def facewise_product(
             f"x must have {p * inner} columns and inverse the shape of forward {there.shape}, "
             f"got {rows.shape} and {back.shape}"
         )
-    offset = np.zeros((1, 0), rows.dtype)
-    if bias is not None:
-        if np.shape(bias) != (p * columns,) or last:
-            raise ValueError(f"bias must have shape ({p * columns},) and go with last=False, got {np.shape(bias)}")
-        offset = np.array(bias, dtype=rows.dtype, order="C", ndmin=2)
+    if bias is not None and last:
+        raise ValueError("bias must be None with last=True: it goes with rows of faces")
+    offset = as_offset(bias, p * columns, rows.dtype)
     flat = np.ascontiguousarray(weights.reshape(p * inner, columns), dtype=rows.dtype)
-    result = output(out, (rows.shape[0], p * columns), rows.dtype, rows, flat)
+    result = output(out, (rows.shape[0], p * columns), rows.dtype, rows, flat, there, back)
     finite = _facewise(rows, flat, there, back, offset, result, last, checked_threads(workers))
     return result, bool(finite)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tensorfact.kernels import _dispatch
-from tensorfact.kernels._array import as_contiguous, as_matrix, output
+from tensorfact.kernels._array import as_contiguous, as_matrix, as_offset, output
 from tensorfact.kernels._dispatch import checked_threads, kernel
 from tensorfact.kernels.dense import matmul
 
@@ -262,11 +262,7 @@ def sparse_product(
     k, n = plan.shape
     if rows.shape[1] != k:
         raise ValueError(f"x must have {k} columns, the rows of the plan, got shape {rows.shape}")
-    offset = np.zeros((1, 0), plan.dtype)
-    if bias is not None:
-        if np.shape(bias) != (n,):
-            raise ValueError(f"bias must have shape ({n},), got {np.shape(bias)}")
-        offset = np.array(bias, dtype=plan.dtype, order="C", ndmin=2)
+    offset = as_offset(bias, n, plan.dtype)
     result = output(out, (rows.shape[0], n), plan.dtype, rows, offset)
     if path == "auto":
         path = sparse_path(rows.shape[0], plan)

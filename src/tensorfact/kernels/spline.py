@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tensorfact.kernels._array import as_contiguous, as_matrix, output
+from tensorfact.kernels._array import as_contiguous, as_matrix, as_real, output
 from tensorfact.kernels._dispatch import checked_threads
 from tensorfact.kernels._spline_bodies import (
     _spline_basis,
@@ -138,7 +138,7 @@ def spline_values(
     array([[2., 5.]])
     """
     points, t = _checked(x, knots, degree, nu, tails)
-    c = as_contiguous(_rows(coefficients, "coefficients").astype(points.dtype, copy=False))
+    c = as_real(_rows(coefficients, "coefficients"), points.dtype, "coefficients")
     if c.shape != (t.shape[0], t.shape[1] - degree - 1):
         expected = (t.shape[0], t.shape[1] - degree - 1)
         raise ValueError(f"coefficients must have shape {expected}, one for each basis function, got {c.shape}")
@@ -199,7 +199,7 @@ def spline_gram(
         rows = np.empty((0, points.shape[1]), points.dtype) if array is None else _rows(array, name)
         if array is not None and rows.shape != points.shape:
             raise ValueError(f"{name} must have the shape of x, {points.shape}, got {rows.shape}")
-        given.append(as_contiguous(rows.astype(points.dtype, copy=False)))
+        given.append(as_real(rows, points.dtype, name))
     r, k = t.shape[0], t.shape[1] - degree - 1
     band, rhs = np.zeros((r * k, degree + 1)), np.zeros((r, k))
     if points.size:
@@ -241,7 +241,7 @@ def spline_solve(band: ArrayLike, rhs: ArrayLike, /, *, workers: int | None = No
     >>> spline_solve([[[2.0, 1.0], [2.0, 0.0]]], [[3.0, 3.0]])
     (array([[1., 1.]]), 0.75)
     """
-    a, y = np.array(band, np.float64, order="C"), np.array(rhs, np.float64, order="C")
+    a, y = (np.array(as_real(array, np.float64, name)) for name, array in (("band", band), ("rhs", rhs)))
     if a.ndim != 3 or y.ndim not in (2, 3) or y.shape[:2] != a.shape[:2] or 0 in a.shape:
         raise ValueError(f"band and rhs must have shapes (r, k, width) and (r, k, ...), got {a.shape} and {y.shape}")
     r, k, width = a.shape
@@ -289,6 +289,10 @@ def _checked(x: ArrayLike, knots: ArrayLike, degree: int, nu: int, tails: str) -
         raise ValueError(f"x and knots must have one row for each branch, got {points.shape[0]} and {t.shape[0]} rows")
     if not np.isfinite(t).all() or (np.diff(t, axis=1) < 0).any():
         raise ValueError("knots must be finite and must not decrease")
+    with np.errstate(over="ignore"):
+        spans = t[:, -1] - t[:, 0]
+    if not np.isfinite(spans).all():
+        raise ValueError(f"knots must span less than the range of {t.dtype}, got {t[:, 0].min()} to {t[:, -1].max()}")
     if not (t[:, degree] < t[:, -degree - 1]).all():
         worst = int(np.argmin(t[:, -degree - 1] - t[:, degree]))
         raise ValueError(

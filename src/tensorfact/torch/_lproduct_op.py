@@ -89,13 +89,20 @@ def _tube_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.last = last
 
 
+def _pair(faces: Tensor, rows: Tensor, last: bool) -> Tensor:
+    """Inner products (u, k) of faces ``(u, t, j)`` with the entries k of the tubes of ``rows``."""
+    flat = (rows if last else rows.transpose(1, 2)).reshape(-1, rows.shape[2 if last else 1])
+    return faces.reshape(faces.shape[0], -1) @ flat
+
+
 def _tube_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     x, z = ctx.saved_tensors
     to_x = to_z = None
     if ctx.needs_input_grad[0]:
-        to_x = torch.einsum("uk,utj->tjk" if ctx.last else "uk,utj->tkj", z, gradient)
+        pulled = torch.tensordot(gradient, z, dims=([0], [0]))  # no einsum: the older vmap has no rule for it
+        to_x = pulled if ctx.last else pulled.transpose(1, 2)
     if ctx.needs_input_grad[1]:
-        to_z = torch.einsum("utj,tjk->uk" if ctx.last else "utj,tkj->uk", gradient, x)
+        to_z = _pair(gradient, x, ctx.last)
     return to_x, to_z, None
 
 
@@ -172,11 +179,10 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         if need_faces:
             to_faces = torch.bmm(hat(forward, rows, last).mT, before)
         if need_forward:
-            spec = "utj,tjk->uk" if last else "utj,tkj->uk"
-            to_forward = torch.einsum(spec, torch.bmm(before, faces.mT), rows)
+            to_forward = _pair(torch.bmm(before, faces.mT), rows, last)
     if need_inverse:
         product = torch.bmm(hat(forward, rows, last), faces)
-        to_inverse = torch.einsum("tjk,utj->ku" if last else "tkj,utj->ku", grown, product)
+        to_inverse = _pair(product, grown, last).mT
     if ctx.bias_shape is not None and need_bias:
         to_bias = grown.sum(0).reshape(ctx.bias_shape)
     return to_x, to_faces, to_forward, to_inverse, to_bias, None

@@ -31,7 +31,7 @@ class DenseCache:
         state = self._state
         if state is None or state[0] != key or state[1].is_inference() != torch.is_inference_mode_enabled():
             held = (*cores, *(core.detach() for core in cores))
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(cores[0].device.type, enabled=False):  # kept for other regions, too
                 state = (key, make(), held)
             self._state = state
         return state[1]

@@ -52,7 +52,7 @@ def _interval(inside: Tensor, knots: Tensor) -> Tensor:
     if transforms_active():  # a search sees through vmap strides that it warns of
         found = torch.zeros_like(inside, dtype=torch.int64) - 1
         for knot in knots.unbind(1):
-            found = found + (inside >= knot[:, None])
+            found = found + ~(inside < knot[:, None])  # NaN lies in the last interval, as for a search
         return found
     return torch.searchsorted(knots.contiguous(), inside.contiguous(), right=True) - 1
 

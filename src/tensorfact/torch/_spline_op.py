@@ -34,6 +34,7 @@ def spline(x: Tensor, knots: Tensor, coefficients: Tensor, degree: int, nu: int 
         Degree and order of the derivative.
     """
     if transforms_active():
+        _check(x, knots, coefficients, degree)
         kind = _computed(x, knots, coefficients)
         wide = x.to(kind), knots.detach().to(kind), coefficients.to(kind)
         return reference(*wide, degree, nu).to(x.dtype)

@@ -239,12 +239,12 @@ def activation_of(activation: Activation) -> Any:
 
     def value(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         with torch.no_grad():
-            return np.asarray(run(torch.from_numpy(np.ascontiguousarray(a))).numpy())
+            return np.asarray(run(torch.from_numpy(np.array(a, order="C"))).numpy())  # it may work in place
 
     def slope(a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         with torch.enable_grad():
             x = torch.from_numpy(np.ascontiguousarray(a)).requires_grad_()
-            (found,) = torch.autograd.grad(run(x).sum(), x)
+            (found,) = torch.autograd.grad(run(x.clone()).sum(), x)
         return found.numpy()
 
     probe = np.linspace(-4, 4, 24).reshape(4, 6)

@@ -64,7 +64,7 @@ def lproduct(a: Tensor, b: Tensor, transform: Any = "dct", *, axis: Axis = None)
             f"b must have as many rows as a has columns, {rest[0][-1]}, got shapes {tuple(a.shape)}, {tuple(b.shape)}"
         )
     last = plan.layout(a, b)
-    if last is not None:
+    if last is not None and a.numel() and b.numel():
         faces = hat(plan.matrices[0], b.reshape(b.shape[-3:]), last)
         return apply_faces(a, faces, plan.matrices[0], plan.inverses[0], last=last)
     x, y = plan.to_faces(a), plan.to_faces(b)

@@ -33,6 +33,8 @@ class SharedBasisGroup(nn.Module):
         self.tie()
         self.register_state_dict_post_hook(_drop_copies)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_add_copies)  # type: ignore[no-untyped-call]
+        # assigned parameters are separate ones
+        self.register_load_state_dict_post_hook(_tie)  # type: ignore[no-untyped-call]
 
     def __getitem__(self, name: str) -> SharedBasisLinear:
         """Return the layer of that name."""
@@ -87,10 +89,17 @@ class SharedBasisGroup(nn.Module):
                 raise ValueError(f"linears must hold values, got a weight on the meta device at {name!r}")
             weight = linear.weight.detach().cpu()
             half = weight.dtype in (torch.float16, torch.bfloat16)
-            weights.append(weight.float().numpy().astype("float16") if half else weight.numpy())
+            weights.append(weight.float().numpy() if half else weight.numpy())
         given = None if grams is None else [grams.get(name) for name in linears]
         result = shared_basis(
-            weights, param_ratio=param_ratio, sparsity=sparsity, grams=given, rank=rank, sweeps=sweeps, rng=rng
+            weights,
+            param_ratio=param_ratio,
+            sparsity=sparsity,
+            grams=given,
+            rank=rank,
+            sweeps=sweeps,
+            rng=rng,
+            itemsize=max((linear.weight.element_size() for linear in linears.values()), default=None),
         )
         group = cls.from_result(result, tuple(linears), [linear.bias for linear in linears.values()], member=member)
         first = next(iter(linears.values())).weight
@@ -156,6 +165,10 @@ class SharedBasisGroup(nn.Module):
             error=math.nan,
             info=SharedBasisInfo(path="given"),
         )
+
+
+def _tie(module: Any, keys: Any) -> None:
+    module.tie()
 
 
 def _drop_copies(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
