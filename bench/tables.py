@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import timing
+from bench import tables_calibrated, timing
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -284,6 +284,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "mpo": mpo,
     "lproduct": lproduct,
     "checkpoints": checkpoints,
+    "calibration": tables_calibrated.calibration,
+    "fips": tables_calibrated.stsb_fips,
+    "sparse": tables_calibrated.sparse,
 }
 
 
