@@ -78,7 +78,8 @@ def test_budget_is_kept_and_used(sizes, ratio, method, seed):
                 more = rank * sum(la.shape) if rank <= most else la.size
                 assert sum(cost.values()) - cost[la.name] + more > budget
             else:
-                assert abs(rank - uniform) < max(step, 2)
+                # The budget is whole, so the share of a layer may fall just short of a step.
+                assert abs(rank - uniform) < max(step, 2) + 1 / sum(la.shape)
 
 
 @given(shapes, st.floats(0.001, 1.0), st.floats(1.0, 3.0), methods)

@@ -151,7 +151,7 @@ def test_bad_arguments_are_named():
         ((x, faces[:, :2], forward, inverse), {}, "x must have 8 columns"),
         ((x, faces[0], forward, inverse), {}, r"faces must be real of shape \(4, l, n\)"),
         ((x, faces, forward, inverse, np.ones(3)), {"last": False}, r"bias must have shape \(20,\)"),
-        ((x, faces, forward, inverse, np.ones(20)), {}, "go with last=False"),
+        ((x, faces, forward, inverse, np.ones(20)), {}, "bias must be None with last=True"),
         ((x, faces, forward, inverse), {"out": np.ones((2, 3))}, "out must be an array of float64 with shape"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -258,3 +258,31 @@ T = [0, 0, 0.5, 1, 1]
 def test_bad_input_is_named(rung, call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("degree", [1, 3])
+@pytest.mark.parametrize(
+    ("dtype", "inner", "points"),
+    [
+        (np.float32, [0, 1e-39], [0, 1e-39, 1]),
+        (np.float64, [0, 1e-310], [0, 1e-310, 1]),
+        (np.float64, [0, 5e-311, 1e-310], [0, 7e-311]),
+        (np.float64, [-8e307, 0, 8e307], [-1e308, 0, 7e307, 1e308]),
+        (np.float64, [-8e307, 1e307, 8e307], [-8e307, 0, 7e307]),
+    ],
+)
+def test_knots_at_the_ends_of_the_range(rung, degree, dtype, inner, points):
+    knots = np.array([inner[0]] * degree + inner + [inner[-1]] * degree, dtype)
+    values, first = kernels.spline_basis(np.array(points, dtype), knots, degree)
+    assert (first >= 0).all()
+    assert (first < len(knots) - degree - 1).all()
+    within = (np.array(points) >= inner[0]) & (np.array(points) <= inner[-1])
+    found = values.reshape(len(points), degree + 1)[within]
+    assert np.isfinite(found).all() or np.abs(np.diff(inner)).max() < np.finfo(dtype).tiny
+
+
+def test_knots_that_span_more_than_the_range_and_complex_arguments_are_refused(rung):
+    with pytest.raises(ValueError, match="knots must span less than the range of float64"):
+        kernels.spline_values([0.0], [-1e308, -1e308, 1e308, 1e308], 1, [1.0, 2.0])
+    with pytest.raises(ValueError, match="coefficients must be real"):
+        kernels.spline_values([0.5], [0.0, 0.0, 1.0, 1.0], 1, [1j, 2])

@@ -47,8 +47,9 @@ class State:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the directory after success, and where nothing was finished: an error loses no stage."""
-        if error is None or not any(self.directory.glob("*.np[yz]")):
+        """Remove the directory after success, and where it is of no use; an error loses no finished stage."""
+        refused = isinstance(error, ValueError) and not any(self.directory.glob("stage-*.npz"))
+        if error is None or refused or not any(self.directory.glob("*.np[yz]")):
             shutil.rmtree(self.directory, ignore_errors=True)
         else:
             error.add_note("the same command goes on from where this one stopped")

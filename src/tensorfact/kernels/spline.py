@@ -287,7 +287,7 @@ def _checked(x: ArrayLike, knots: ArrayLike, degree: int, nu: int, tails: str) -
         raise ValueError(f"knots must be at least 2 degree + 2 = {2 * degree + 2}, got {t.shape[1]}")
     if t.shape[0] != points.shape[0]:
         raise ValueError(f"x and knots must have one row for each branch, got {points.shape[0]} and {t.shape[0]} rows")
-    if not np.isfinite(t).all() or (np.diff(t, axis=1) < 0).any():
+    if not np.isfinite(t).all() or (t[:, 1:] < t[:, :-1]).any():
         raise ValueError("knots must be finite and must not decrease")
     with np.errstate(over="ignore"):
         spans = t[:, -1] - t[:, 0]
