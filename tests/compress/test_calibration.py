@@ -262,6 +262,52 @@ class Stop(Exception):  # noqa: N818
     pass
 
 
+def test_no_error_loses_a_finished_stage(dense: Any, tmp_path: Path) -> None:
+    source, out = dense("bert"), tmp_path / "out"
+    options = {**FAST, "refine": tc.Refinement(steps=8)}
+
+    def stop(phase: str, done: int, total: int, name: str) -> None:
+        if phase == "factors" and done > total // 2 + 1:
+            raise error
+
+    for error in (Stop(), ValueError("of the caller's own")):
+        with pytest.raises(type(error)):
+            tc.compress(source, out, calibration=batches("bert"), progress=stop, **options)
+        state = tmp_path / ".out.tensorfact-state"
+        assert list(state.glob("stage-*.npz"))
+    for mistake in ({"calibration": tmp_path / "missing.txt"}, {"calibration": iter([])}):
+        with pytest.raises(ValueError, match="calibration"):
+            tc.compress(source, out, **options, **mistake)
+        assert list(state.glob("stage-*.npz"))
+    report = tc.compress(source, out, calibration=batches("bert"), **options)
+    assert any("went on" in note for note in report.notes)
+    assert not state.exists()
+
+
+def test_a_decoder_with_a_configuration_of_its_own_keeps_no_cache(tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        vocab_size=100, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    ids = torch.randint(3, 100, (4, 12), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": ids, "decoder_input_ids": ids.flip(1)} for _ in range(3)]
+    options = {**FAST, "refine": tc.Refinement(steps=8)}
+    report = tc.compress(tmp_path / "t5", tmp_path / "out", calibration=data, **options)
+    assert report.blocks
+    assert tc.verify(tmp_path / "out", deep=True) == []
+
+
+def test_bfloat16_pixels_and_endless_streams_are_taken(dense: Any, tmp_path: Path) -> None:
+    def endless() -> Any:
+        while True:
+            yield torch.randn(64, 3, 32, 32).bfloat16()
+
+    data = tc.Calibration(endless(), samples=128)
+    report = tc.compress(dense("vit"), tmp_path / "out", calibration=data, **FAST)
+    assert report.calibration.samples == 128
+
+
 def stopping(after: int) -> Any:
     def progress(phase: str, done: int, total: int, name: str) -> None:
         if phase == "refinement" and done == after:

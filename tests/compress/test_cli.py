@@ -107,7 +107,10 @@ def test_verify_fails_with_one(small, capsys):
         ),
         (["compress", "SOURCE", "SOURCE", "--param-ratio", "0.5"], "out must lie apart from the source directory"),
         (["compress", "SOURCE", "FILE", "--param-ratio", "0.5"], "out already exists (pass overwrite to replace it)"),
-        (["compress", "SOURCE", "OUT", "--param-ratio", "0.5", "--method", "x"], "method must be one of decouple, fips, lowrank"),
+        (
+            ["compress", "SOURCE", "OUT", "--param-ratio", "0.5", "--method", "x"],
+            "method must be one of decouple, fips, lowrank",
+        ),
         (
             ["compress", "SOURCE", "OUT", "--param-ratio", "0.5", "--option", "x=1"],
             "options of 'lowrank' must be among",

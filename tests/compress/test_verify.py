@@ -94,3 +94,13 @@ def test_deep_verify_reports_a_model_that_does_not_fit(tmp_path):
     assert tc.verify(out) == []
     lost = [problem for problem in tc.verify(out, deep=True) if problem.startswith("missing keys: model.layers.2.")]
     assert len(lost) == 9  # every tensor of the layer that the file has not
+
+
+def test_a_rank_of_zero_among_others_is_no_damage():
+    from tensorfact.compress.verify import _is_layer
+
+    layer = {"name": "a", "shape": [8, 4]}
+    assert _is_layer({**layer, "rank": [8, 0, 0, 0]})
+    assert _is_layer({**layer, "rank": 3})
+    for rank in (0, [], [-1, 2], [2.0], None, True):
+        assert not _is_layer({**layer, "rank": rank})

@@ -127,3 +127,14 @@ def test_bad_input(change: dict[str, Any], text: str) -> None:
     parts = [given.pop(name) for name in ("fc1", "activation", "fc2", "samples")]
     with pytest.raises(ValueError, match=text):
         DecoupledMLP.from_dense(*parts, **given)
+
+
+@pytest.mark.parametrize("activation", [torch.nn.ReLU, torch.nn.SiLU])
+def test_activations_that_work_in_place_are_the_others(activation: Any) -> None:
+    torch.manual_seed(0)
+    fc1, fc2, x = torch.nn.Linear(4, 6), torch.nn.Linear(6, 3), torch.randn(60, 4)
+    plain, hasty = (
+        DecoupledMLP.from_dense(fc1, activation(inplace=inplace), fc2, x, rank=3, rng=0, max_iter=5, polish=False)
+        for inplace in (False, True)
+    )
+    torch.testing.assert_close(plain(x), hasty(x))

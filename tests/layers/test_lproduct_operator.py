@@ -114,3 +114,20 @@ def test_misfits_end_in_an_error_and_not_in_the_kernel() -> None:
     ]:
         with pytest.raises(RuntimeError):
             operator(*args)
+
+
+def test_gradients_in_batches() -> None:
+    a, b = torch.randn(20, 3, 4), torch.randn(3, 5, 4)
+    for transform in ("dct", "dft"):
+        slow, fast = (
+            torch.autograd.functional.jacobian(lambda q: lproduct(a, q, transform), b, vectorize=vectorize)  # noqa: B023
+            for vectorize in (False, True)
+        )
+        torch.testing.assert_close(slow, fast)
+
+
+@pytest.mark.parametrize("transform", ["dct", "dft"])
+@pytest.mark.parametrize("shapes", [((20, 3, 4), (3, 0, 4)), ((20, 0, 4), (0, 5, 4)), ((0, 3, 4), (3, 5, 4))])
+def test_empty_tensors_are_refused_as_in_numpy(shapes: Any, transform: str) -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
+        lproduct(*map(torch.ones, shapes), transform)

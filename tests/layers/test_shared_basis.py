@@ -301,3 +301,37 @@ def test_bad_groups() -> None:
         group()["2.up"]
     with pytest.raises(ValueError, match="last axis"):
         group()["0.up"](torch.zeros(2, 5))
+
+
+def test_a_weight_kept_under_autocast_serves_other_regions_too() -> None:
+    layer = SharedBasisLinear(16, 64, rank=24, kept=384).eval()
+    x = torch.randn(2, 16)
+    with torch.no_grad():
+        expected = x @ layer.weight.T + layer.bias
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_bfloat16_layers_keep_their_range(scale: float) -> None:
+    linear = nn.Linear(16, 32, bias=False)
+    linear.weight.data.mul_(scale)
+    errors = []
+    for source in (linear, copy.deepcopy(linear).bfloat16()):
+        group = SharedBasisGroup.from_linears({"a": source}, param_ratio=0.9, sparsity=0.3, rng=0)
+        weight = source.weight.detach().double()
+        errors.append(float((group["a"].weight.detach().double() - weight).norm() / weight.norm()))
+    assert errors[1] < errors[0] + 0.1  # a mask weighs more beside numbers of two bytes
+
+
+def test_assigned_state_is_tied_again() -> None:
+    layers = {
+        "a": SharedBasisLinear(16, 64, rank=24, kept=384),
+        "b": SharedBasisLinear(64, 16, rank=24, kept=100, bias=False),
+    }
+    group = SharedBasisGroup(layers)
+    before = len(list(group.parameters()))
+    group.load_state_dict({key: value.clone() for key, value in group.state_dict().items()}, assign=True)
+    assert group["a"].basis is group["b"].basis
+    assert len(list(group.parameters())) == before

@@ -236,3 +236,17 @@ def test_nan_stays_where_it_is() -> None:
         assert torch.isnan(y[0, 0, 0])
         assert not torch.isfinite(y[1, 0, 2])
         assert int((~torch.isfinite(y)).sum()) == 2
+
+
+def test_nan_goes_through_the_transforms_of_torch_func() -> None:
+    layer, x = SplineActivation(3, n_basis=6, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    expected = layer(x)
+    x[0, 0] = float("nan")
+    found = torch.vmap(layer)(x)
+    assert found[0, 0].isnan()
+    torch.testing.assert_close(found[1:], expected[1:])
+    slopes = torch.func.grad(lambda z: layer(z).sum())(x)
+    assert slopes[0, 0].isnan()
+    assert slopes[1:].isfinite().all()
+    with pytest.raises(RuntimeError, match="x must be real"):
+        torch.vmap(layer)(torch.ones(4, 3, dtype=torch.int64))

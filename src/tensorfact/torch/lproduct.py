@@ -64,7 +64,7 @@ def lproduct(a: Tensor, b: Tensor, transform: Any = "dct", *, axis: Axis = None)
             f"b must have as many rows as a has columns, {rest[0][-1]}, got shapes {tuple(a.shape)}, {tuple(b.shape)}"
         )
     last = plan.layout(a, b)
-    if last is not None and a.numel() and b.numel():
+    if last is not None:
         faces = hat(plan.matrices[0], b.reshape(b.shape[-3:]), last)
         return apply_faces(a, faces, plan.matrices[0], plan.inverses[0], last=last)
     x, y = plan.to_faces(a), plan.to_faces(b)
@@ -170,6 +170,8 @@ def _check(plan: _Plan, x: Tensor, name: str) -> None:
                 f"the tubes of {name}, its axis {place}, must have the length {z.shape[1]} of the transform, "
                 f"got {x.shape[place]}"
             )
+    if x.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
 
 
 def _plan(transform: Any, axis: Axis, a: Tensor) -> _Plan:
