@@ -267,7 +267,7 @@ def test_no_error_loses_a_finished_stage(dense: Any, tmp_path: Path) -> None:
     options = {**FAST, "refine": tc.Refinement(steps=8)}
 
     def stop(phase: str, done: int, total: int, name: str) -> None:
-        if phase == "factors" and done > total // 2 + 1:
+        if phase == "refinement" and done > total // 2 + 1:
             raise error
 
     for error in (Stop(), ValueError("of the caller's own")):
