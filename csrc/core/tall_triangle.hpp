@@ -49,7 +49,7 @@ struct Fold {
     // Reflectors of the w columns of strip s: their lower parts over the block, their triangle T (upper, row-major) in t.
     void factor(index s, index rows, R* t) const {
         R* x = b_strip(s);
-        alignas(64) R dots[w], u[w], top[w];
+        alignas(64) R dots[w], u[w], top[w], kept[w];
         std::fill_n(t, w * w, R(0));
         {
             V acc[4] = {};
@@ -80,7 +80,7 @@ struct Fold {
                     head[c] -= top[c];
                     u[c] = -top[c] * scale;
                 } else {
-                    u[c] = c == j ? scale - 1 : R(0);
+                    u[c] = c == j ? scale : R(0);
                 }
             }
             // T[:j, j] = -tau T[:j, :j] (V^T v_j)
@@ -91,7 +91,12 @@ struct Fold {
                 t[a * w + j] = -tau * scale * sum;
             }
             // One pass scales this reflector, applies it to the panel, and takes the products of the next column.
+            // The reflector replaces its column: x + (scale - 1) x would lose the digits of a small scale. The column is masked, not
+            // multiplied by 0, so that a number and `y` below, which must be the same, are rounded alike.
+            std::fill_n(kept, w, R(1));
+            kept[j] = 0;
             const V step = vec(u);
+            const auto keep = vec(kept) != V{};
             if (j + 1 < w) {
                 const R next = u[j + 1];
                 V acc[4] = {};
@@ -100,14 +105,14 @@ struct Fold {
                     for (index k = 0; k < 4; ++k) {
                         R* row = x + (i + k) * w;
                         const R v = row[j], y = row[j + 1] + v * next;
-                        const V fresh = vec(row) + step * v;
+                        const V fresh = (keep ? vec(row) : V{}) + step * v;
                         acc[k] += fresh * y;
                         vec(row) = fresh;
                     }
                 for (; i < rows; ++i) {
                     R* row = x + i * w;
                     const R v = row[j], y = row[j + 1] + v * next;
-                    const V fresh = vec(row) + step * v;
+                    const V fresh = (keep ? vec(row) : V{}) + step * v;
                     acc[0] += fresh * y;
                     vec(row) = fresh;
                 }

@@ -245,3 +245,9 @@ def test_a_singular_face_is_named():
 def test_names_are_public():
     for name in ("lproduct", "lsvd", "lsvd_truncate", "Transform", "prox_nuclear", "lidentity"):
         assert getattr(tensorfact, name).__doc__
+
+
+@pytest.mark.parametrize("scale", [1e-154, 1e154])
+def test_the_inverse_does_not_depend_on_the_scale(scale):
+    a = np.eye(3)[:, :, None] * scale
+    np.testing.assert_allclose(tensorfact.linv(a, "identity") * scale, np.eye(3)[:, :, None], rtol=1e-12)

@@ -379,3 +379,23 @@ def test_broken_codes_are_refused() -> None:
         SparseCodes(shape=(9, 5), values=codes.values, mask=codes.mask)
     with pytest.raises(ValueError, match="mask, or indices"):
         SparseCodes(shape=(9, 4), values=codes.values)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("f", 1e-30), ("f", 1e30), ("d", 1e-200), ("d", 1e200), ("e", 1e4)])
+def test_errors_do_not_depend_on_the_scale(dtype, scale):
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((64, 16)) for _ in range(3)]
+    weights = [np.clip(w, -6, 6) for w in weights]  # float16 ends at 65504
+    plain, scaled = (
+        tensorfact.shared_basis([(w * by).astype(dtype) for w in weights], param_ratio=0.6, rng=0)
+        for by in (1.0, scale)
+    )
+    assert scaled.error == pytest.approx(plain.error, rel=1e-2)  # float16 rounds other digits
+    assert scaled.info.final_error == pytest.approx(plain.info.final_error, rel=1e-2)
+
+
+@pytest.mark.parametrize("gram", [np.diag([10.0, -5.0] + [1.0] * 14), np.eye(16) + 5 * np.eye(16, k=1)])
+def test_gram_matrices_that_are_none_are_refused(gram):
+    w = np.random.default_rng(0).standard_normal((64, 16))
+    with pytest.raises(ValueError, match="grams must be sums of x x\\^T"):
+        tensorfact.shared_basis([w], param_ratio=0.6, grams=[gram], rng=0)

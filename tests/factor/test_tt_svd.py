@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from tensorfact import kernels, tt_svd, useful_ranks
+from tensorfact import TensorTrain, kernels, tt_svd, useful_ranks
 from tensorfact.testing import tol as rounding
 from trains import classical_error, dense_of, left_defect, tensor, true_error
 
@@ -233,3 +233,18 @@ def test_kernels_of_other_rungs_serve_too():
         for method in ("tsqr", "sketch"):
             train = tt_svd(a, rank=3, method=method, rng=0)
             assert train.error == pytest.approx(true_error(a, train), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["tsqr", "sketch"])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(np.float32, 1e8), (np.float32, 1e-8), (np.float64, 1e-90), (np.float64, 1e95)]
+)
+def test_errors_do_not_depend_on_the_scale(method, dtype, scale):
+    unit = tensor((40, 30, 40, 30), 6, np.float64, np.random.default_rng(3), noise=1e-2)
+    unit /= np.linalg.norm(unit)
+    train = tt_svd((unit * scale).astype(dtype), rank=4, method=method, rng=0)
+    cores = [core.astype(np.float64) for core in train.cores]
+    cores[-1] /= scale
+    actual = true_error(unit, TensorTrain(cores=cores))
+    assert abs(train.error - actual) <= 1e-3 * actual
+    assert actual <= 1.05 * tt_svd(unit, rank=4, method="tsqr").error

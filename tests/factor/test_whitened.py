@@ -174,3 +174,34 @@ def test_bad_input_is_named(change: dict[str, object], message: str) -> None:
 def test_split_is_checked() -> None:
     with pytest.raises(ValueError, match="split must be"):
         whitened_svd(np.eye(3), np.eye(3), rank=1).factors("middle")
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-30, 1e30, 1e160])
+def test_errors_do_not_depend_on_the_scale(scale):
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((6, 8)), rng.standard_normal((8, 30))
+    plain, scaled = whitened_svd(w, x @ x.T, rank=2), whitened_svd(w * scale, x @ x.T, rank=2)
+    assert scaled.error == pytest.approx(plain.error, rel=1e-9)
+    assert scaled.weight_error == pytest.approx(plain.weight_error, rel=1e-9)
+    np.testing.assert_allclose(scaled.s / scale, plain.s, rtol=1e-9)
+    np.testing.assert_allclose(scaled.reconstruct() / scale, plain.reconstruct(), rtol=0, atol=1e-12)
+
+
+def test_many_small_values_count_towards_the_tolerance():
+    n, rng = 300, np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.standard_normal((n, n)))[0] for _ in range(2))
+    s = np.full(n, 0.9 * np.sqrt(n * np.finfo(np.float64).eps))
+    s[0] = 1.0
+    w = (u * s) @ v.T
+    for form in ("output", "input"):
+        found = whitened_svd(w, np.eye(n), tol=1e-6, form=form)
+        assert np.linalg.norm(w - found.reconstruct()) <= 1e-6 * np.linalg.norm(w)
+
+
+def test_left_factors_stay_orthonormal_for_badly_scaled_inputs():
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        w, q = rng.standard_normal((60, 40)), np.linalg.qr(rng.standard_normal((40, 40)))[0]
+        found = whitened_svd(w, (q * np.logspace(0, -8, 40) ** 2) @ q.T, rank=40, form="input")
+        assert np.abs(found.left.T @ found.left - np.eye(40)).max() <= 1e-13
+        assert found.weight_error <= 1e-12

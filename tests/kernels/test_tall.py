@@ -175,3 +175,17 @@ def test_triangle_of_a_column_whose_squares_are_denormal(rung, dtype, scale):
     r = kernels.tall_triangle(y).astype(np.complex128)
     gram = y.astype(np.complex128).conj().T @ y
     assert np.linalg.norm(gram - r.conj().T @ r) <= 100 * np.finfo(dtype).eps * np.linalg.norm(gram)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
+def test_triangle_does_not_depend_on_the_scale(rung, dtype):
+    powers = (-20, 0, 10, 30) if dtype in (np.float32, np.complex64) else (-300, 0, 300)
+    y = np.random.default_rng(0).standard_normal((700, 30)).astype(dtype)
+    exact = y.astype(np.result_type(dtype, np.float64))
+    exact = exact.conj().T @ exact
+    for power in powers:
+        scale = np.finfo(dtype).dtype.type(2.0) ** power
+        r = kernels.tall_triangle(y * scale) / scale
+        found = r.astype(exact.dtype)
+        defect = np.abs(found.conj().T @ found - exact).max() / np.abs(exact).max()
+        assert defect <= 100 * np.finfo(dtype).eps, power

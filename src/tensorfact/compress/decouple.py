@@ -7,6 +7,7 @@ own inputs in the dense model, so that blocks may come in any order.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,15 +159,17 @@ class DecoupleMethod(PerWeight):
             polish_iter=self.polish_iter,
             rng=rng,
         )
+        c, bias = np.array(found.coefficients), np.array(found.bias)
+        if second.bias is None:  # what of the constant the splines can give; the error below is that of what is stored
+            c += np.linalg.lstsq(found.w, bias, rcond=None)[0][:, None]
+            bias[:] = 0
+            found = dataclasses.replace(found, coefficients=c, bias=bias)
         truth = hidden[left] @ w2.T + b2
         error = _relative(found(x[left]), truth)
         numbers = r * (first.shape[1] + second.shape[0] + n_basis + 2)
         others = cut_errors((w1, b1, w2, b2), activation[0], x, evidence.gram(second.name), left, numbers)
         notes = [f"the MLP's outputs are off by {error:.3g} (relative, at {len(left)} calibration inputs left out)"]
         notes += [f"{what} there, for as many numbers (rank {k}): {off:.3g}" for what, k, off in others]
-        c, bias = np.array(found.coefficients), np.array(found.bias)
-        if second.bias is None:
-            c += np.linalg.lstsq(found.w, bias, rcond=None)[0][:, None]
         arrays: Arrays = {
             f"{first.name}.down.weight": found.v.T,
             f"{first.name}.splines.coefficients": c,

@@ -200,7 +200,7 @@ class FipsMethod(PerWeight):
     ) -> FactoredUnit:
         """Return one basis and codes for every weight of the group."""
         names = [layer.name for layer in unit.layers]
-        grams = None if evidence is None else {name: evidence.gram(name) for name in names if evidence.count(name)}
+        grams = None if evidence is None else _grams(evidence, names)
         arrays, settled, path, note = self._fitted(
             {name: weights[name] for name in names}, {name: ranks[name] for name in names}, grams, rng
         )
@@ -356,3 +356,9 @@ def _pair(rank: Rank) -> tuple[int, int]:
     if not isinstance(rank, tuple) or len(rank) != 2:
         raise ValueError(f"rank must be columns of the basis and values of the codes for a fips weight, got {rank!r}")
     return rank
+
+
+def _grams(evidence: Evidence, names: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+    """Gram matrices of the layers that saw inputs other than zero."""
+    found = {name: evidence.gram(name) for name in names if evidence.count(name)}
+    return {name: gram for name, gram in found.items() if np.trace(gram) > 0}

@@ -93,7 +93,8 @@ def face_inverse(x: Any, ops: NumpyStack, tubes: Tubes) -> Any:
     except Exception:  # every library has a class of its own for it
         _name_singular(x, ops, tubes)
         raise
-    conditions = np.sqrt(ops.energies(x) * ops.energies(inverse))
+    peak = float(abs(x).max())  # not zero: there is an inverse; without it squares would leave the range
+    conditions = np.sqrt(ops.energies(x / peak)) * np.sqrt(ops.energies(inverse * peak))
     if not (conditions < 1 / ops.eps).all():
         _name_singular(x, ops, tubes)
     return inverse

@@ -260,7 +260,7 @@ class _Step:
 def _shared(parts2: list[float], whole2: float) -> list[float]:
     """Estimates of what each bond loses, made to add up to what all of them lose."""
     total2 = sum(parts2)
-    return [part * whole2 / total2 for part in parts2] if total2 > 0 else [whole2, *parts2[1:]]
+    return [part / total2 * whole2 for part in parts2] if total2 > 0 else [whole2, *parts2[1:]]
 
 
 def _cancels(eps: float) -> float:

@@ -142,7 +142,8 @@ def fit_shared(
 ) -> SharedBasis:
     """Do the work of `shared_basis` for checked matrices of one dtype and short side."""
     short, dtype = min(arrays[0].shape), arrays[0].dtype
-    members = _members(arrays, turned, grams)
+    exponent = math.frexp(max(float(np.abs(array).max()) for array in arrays))[1]
+    members = _members(arrays, turned, grams, exponent)
     path, basis, parts = svd_start([member.target for member in members], shares.rank, rng)
     total = sum(m.weight * m.norm2(m.target) for m in members) or 1.0
     masks = top([np.abs(part) * np.sqrt(m.weight) for part, m in zip(parts, members, strict=True)], shares.kept)
@@ -151,11 +152,16 @@ def fit_shared(
     if sweeps:
         found, values, swept = _sweep(basis, parts, members, shares.kept, sweeps)
         swept_loss = loss(found, values, members)
+        if swept_loss < -1e-6 * total:
+            raise ValueError("grams must be positive semidefinite: the error of the outputs came out negative")
         if swept_loss <= start:  # a basis that is cut hard may do better without
             basis, first, masks, final = found, values, swept, swept_loss
         path += "+refit"
+    lift = _lift(first, exponent) if dtype.itemsize == 2 else 0
+    basis = np.ldexp(basis, lift)
     packed = tuple(
-        SparseCodes.pack(part.astype(dtype), mask, shares.form) for part, mask in zip(first, masks, strict=True)
+        SparseCodes.pack(np.ldexp(part, exponent - lift).astype(dtype), mask, shares.form)
+        for part, mask in zip(first, masks, strict=True)
     )
     info = SharedBasisInfo(
         path=path,
@@ -166,7 +172,13 @@ def fit_shared(
         final_error=math.sqrt(max(0.0, final) / total),
     )
     result = SharedBasis(basis=basis.astype(dtype), codes=packed, transposed=tuple(turned), error=math.nan, info=info)
-    return dataclasses.replace(result, error=_error(result, members))
+    return dataclasses.replace(result, error=_error(result, members, exponent))
+
+
+def _lift(codes: Sequence[Matrix], exponent: int) -> int:
+    """Power of two that the basis takes from codes whose largest would not fit float16."""
+    largest = max(float(np.abs(part).max(initial=0.0)) for part in codes)
+    return max(0, math.frexp(largest)[1] + exponent - 15)
 
 
 def _checked(index: int, weight: Any) -> Matrix:
@@ -219,11 +231,13 @@ def short_first(arrays: Sequence[Matrix], turned: Sequence[bool]) -> list[Matrix
     ]
 
 
-def _members(arrays: Sequence[Matrix], turned: Sequence[bool], grams: Sequence[Any] | None) -> list[Member]:
-    """Targets with the short side first in working precision, and metrics scaled so that products do not overflow."""
+def _members(
+    arrays: Sequence[Matrix], turned: Sequence[bool], grams: Sequence[Any] | None, exponent: int
+) -> list[Member]:
+    """Targets over ``2**exponent``, short side first, in working precision, and metrics: squares stay in range."""
     if grams is not None and len(grams) != len(arrays):
         raise ValueError(f"grams must be one a weight, {len(arrays)}, got {len(grams)}")
-    targets = short_first(arrays, turned)
+    targets = [np.ldexp(target, -exponent) for target in short_first(arrays, turned)]
     members = []
     for i, (array, flip) in enumerate(zip(arrays, turned, strict=True)):
         target = targets[i]
@@ -236,6 +250,8 @@ def _members(arrays: Sequence[Matrix], turned: Sequence[bool], grams: Sequence[A
             raise ValueError(
                 f"grams must be finite of shape (in, in) = {(array.shape[1],) * 2}, got {gram.shape} at {i}"
             )
+        if np.abs(gram - gram.T).max() > 1e-6 * np.abs(gram).max() or gram.diagonal().min() < 0:
+            raise ValueError(f"grams must be sums of x x^T, symmetric and positive semidefinite, not that at {i}")
         trace = float(np.trace(gram))
         if not trace > 0:
             raise ValueError(f"grams must be of inputs that are not all zero, got a trace of {trace} at {i}")
@@ -289,11 +305,11 @@ def _sweep(
     return basis, parts, masks
 
 
-def _error(result: SharedBasis, members: Sequence[Member]) -> float:
+def _error(result: SharedBasis, members: Sequence[Member], exponent: int) -> float:
     lost = whole = 0.0
     for i, member in enumerate(members):
         made = result.reconstruct(i)
-        made = (made.T if result.transposed[i] else made).astype(np.float64)
+        made = np.ldexp((made.T if result.transposed[i] else made).astype(np.float64), -exponent)
         lost += float(np.sum((member.target - made) ** 2))
         whole += float(np.sum(np.square(member.target, dtype=np.float64)))
     return math.sqrt(lost / whole) if whole else 0.0

@@ -33,7 +33,8 @@ class Whitened:
     error : float
         Relative Frobenius error of the outputs, ``||(A - left right) X|| / ||A X||``.
     weight_error : float
-        The same of the weight itself, ``||A - left right|| / ||A||``.
+        The same of the weight itself, ``||A - left right|| / ||A||``. Neither counts the rounding of the factors to a
+        type of 16 bits.
     path : str
         The form that was computed: ``"output"``, ``"input"`` or ``"cholesky"``.
     """
@@ -91,7 +92,7 @@ class Whitened:
             raise ValueError(f"split must be 'sqrt', 'left' or 'right', got {split!r}")
         norms = np.linalg.norm(self.right.astype(np.complex128 if self.dtype.kind == "c" else np.float64), axis=1)
         power = {"sqrt": 0.5, "left": 1.0, "right": 0.0}[split]
-        scale = (np.where(norms > 0, norms, 1.0) ** power).astype(self.s.dtype)
+        scale = (np.where(norms > 0, norms, 1.0) ** power).astype(self.left.real.dtype)
         return self.left * scale, self.right / scale[:, None]
 
 
@@ -154,7 +155,7 @@ def whitened_svd(
     >>> tensorfact.whitened_svd(w, x @ x.T, rank=2).error < 1e-6
     True
     """
-    weight, metric, dtype = _checked(a, gram)
+    weight, metric, dtype, scales = _checked(a, gram)
     limit = min(weight.shape)
     if (rank is None) == (tol is None):
         raise ValueError(f"give exactly one of rank and tol, got rank={rank!r}, tol={tol!r}")
@@ -175,8 +176,10 @@ def whitened_svd(
     lost = weight - left @ right
     return Whitened(
         left=left.astype(dtype, copy=False),
-        right=right.astype(dtype, copy=False),
-        s=np.sqrt(np.pad(squares[:k], (0, k - len(squares[:k])))).astype(np.empty(0, dtype).real.dtype),
+        right=_shifted(right, scales[0]).astype(dtype, copy=False),
+        s=_shifted(np.sqrt(np.pad(squares[:k], (0, k - len(squares[:k])))), scales[1]).astype(
+            np.float64 if dtype in (np.float64, np.complex128) else np.float32  # they may exceed half types
+        ),
         error=math.sqrt(tails[min(k, len(squares))] / tails[0]) if tails[0] > 0 else 0.0,
         weight_error=_norm(lost) / (_norm(weight) or 1.0),
         path=path,
@@ -185,14 +188,18 @@ def whitened_svd(
 
 def whitened_singular_values(a: Any, gram: Any, /) -> npt.NDArray[np.float64]:
     """Return all singular values of ``A X``, descending, from the Gram matrix ``X X^H``; see `whitened_svd`."""
-    weight, metric, _ = _checked(a, gram)
+    weight, metric, _, scales = _checked(a, gram)
     _, squares = _output(weight, metric) if weight.shape[0] <= weight.shape[1] else _input(weight, metric)
     limit = min(weight.shape)
-    return np.sqrt(np.pad(squares[:limit], (0, limit - len(squares[:limit]))))
+    found = np.sqrt(np.pad(squares[:limit], (0, limit - len(squares[:limit]))))
+    return _shifted(found, scales[1])
 
 
-def _checked(a: Any, gram: Any) -> tuple[Array, Array, Any]:
-    """Return weight and Gram matrix in double precision, and the type of the result."""
+def _checked(a: Any, gram: Any) -> tuple[Array, Array, Any, tuple[int, int]]:
+    """Return weight and Gram matrix in double precision and of size 1, and the type of the result.
+
+    Last come the exponents of the powers of two that the weight, and the singular values, have lost.
+    """
     given = np.asarray(a)
     if given.ndim != 2 or 0 in given.shape:
         raise ValueError(f"a must be a matrix that is not empty, got shape {given.shape}")
@@ -217,7 +224,15 @@ def _checked(a: Any, gram: Any) -> tuple[Array, Array, Any]:
         raise ValueError("gram must be Hermitian: the sum of x x^H over the inputs")
     if float(metric.diagonal().real.min()) < 0:
         raise ValueError(f"gram must be positive semidefinite, got a diagonal of {metric.diagonal().real.min():.3g}")
-    return weight, metric, result
+    own, other = (math.frexp(float(np.abs(values).max()))[1] for values in (weight, metric))
+    other += other % 2
+    return _shifted(weight, -own), _shifted(metric, -other), result, (own, own + other // 2)
+
+
+def _shifted(values: Array, exponent: int) -> Array:
+    """Multiply by a power of two, in two steps: it may itself be out of range."""
+    half = exponent // 2
+    return np.asarray(values * 2.0**half * 2.0 ** (exponent - half))
 
 
 def _output(weight: Array, gram: Array) -> tuple[Array, npt.NDArray[np.float64]]:
@@ -231,11 +246,12 @@ def _input(weight: Array, gram: Array) -> tuple[Array, npt.NDArray[np.float64]]:
     scales, basis = _eigh(gram)
     kept = scales > len(scales) * np.finfo(np.float64).eps * scales[0]
     if not kept.any():
-        return weight[:, :0], scales[:0]
+        return weight[:, :0], np.zeros(1)
     root = (weight @ basis[:, kept]) * np.sqrt(scales[kept])
     values, right = _eigh(root.conj().T @ root)
     right, values = _significant(right, values)
-    return (root @ right) / np.sqrt(values), values
+    # Columns of small values have lost their orthogonality; in descending order a QR gives it back.
+    return np.linalg.qr((root @ right) / np.sqrt(values[: right.shape[1]]))[0], values
 
 
 def _cholesky(weight: Array, gram: Array) -> tuple[Array, npt.NDArray[np.float64]]:
@@ -260,9 +276,9 @@ def _eigh(matrix: Array) -> tuple[npt.NDArray[np.float64], Array]:
 
 
 def _significant(vectors: Array, values: npt.NDArray[np.float64]) -> tuple[Array, npt.NDArray[np.float64]]:
-    """Drop directions that are round-off; at least one stays unless all are zero."""
+    """Drop directions that are round-off, but none of the values: together they may exceed a tolerance."""
     kept = values > len(vectors) * np.finfo(np.float64).eps * values[0]
-    return vectors[:, kept], values[kept]
+    return vectors[:, kept], values
 
 
 def _complete(weight: Array, vectors: Array, rank: int) -> tuple[Array, Array]:

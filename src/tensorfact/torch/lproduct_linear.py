@@ -221,7 +221,7 @@ class LProductLinear(nn.Module):
             if side is None:
                 raise ValueError(f"slices must divide one side of the weight {matrix.shape}, got {slices}")
             faces = fold(matrix, z, side)
-            ranks = _wanted_ranks(faces, rank, tol) if ranks is None else tuple(ranks)
+            ranks = _wanted_ranks(faces, rank, _spared(tol, linear.weight.dtype)) if ranks is None else tuple(ranks)
             made = cls(
                 linear.in_features,
                 linear.out_features,
@@ -291,12 +291,23 @@ def _face_shape(shape: tuple[int, int], p: int, side: str | None, ranks: tuple[i
     return rows, cols
 
 
+def _spared(tol: float | None, dtype: torch.dtype) -> float | None:
+    """What is left of a tolerance after two factors are rounded to a type of 16 bits."""
+    if tol is None or dtype not in (torch.float16, torch.bfloat16):
+        return tol
+    lost = torch.finfo(dtype).eps
+    if not tol > lost:
+        raise ValueError(f"tol must be above {lost:.2g}, what rounding to {dtype} may cost, got {tol!r}")
+    return math.sqrt(tol * tol - lost * lost)
+
+
 def _wanted_ranks(faces: Any, rank: int | None, tol: float | None) -> tuple[int, ...]:
     values = np.array([singular_values(face) for face in faces], dtype=np.float64)
     if tol is not None:
         if not 0 < tol < 1:
             raise ValueError(f"tol must be between 0 and 1, got {tol!r}")
-        lost = np.cumsum(np.sort(values.ravel() ** 2))
+        scaled = values.ravel() / (values.max() or 1.0)  # squares stay in range
+        lost = np.cumsum(np.sort(scaled**2))
         rank = max(1, int(values.size - np.searchsorted(lost, tol * tol * lost[-1], side="right")))
     if rank is None or isinstance(rank, bool) or not 1 <= rank <= values.size:
         raise ValueError(f"rank must be from 1 to {values.size}, got {rank!r}")
