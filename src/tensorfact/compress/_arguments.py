@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from tensorfact.compress._method import methods
+
 __all__ = ["data_arguments", "data_of", "output_arguments", "plan_arguments"]
 
 
@@ -17,7 +19,7 @@ def plan_arguments(command: argparse.ArgumentParser) -> None:
         metavar="R",
         help="share of the targeted parameters that stays, in (0, 1]",
     )
-    command.add_argument("--method", default="lowrank", help="lowrank or mpo (default: lowrank)")
+    command.add_argument("--method", default="lowrank", help=f"one of {', '.join(methods())} (default: lowrank)")
     command.add_argument(
         "--allocation", choices=("spectrum", "uniform"), help="how ranks share the budget (default: spectrum)"
     )
