@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_ROWS = 1024  # rows of a block of a residual: bounds its float64 copy
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """Weights that are factored at once."""
@@ -123,6 +126,17 @@ class PerWeight:
     def wanted(self, name: str, shape: tuple[int, int], /) -> str:
         """Return nothing: every linear weight is a target where the user names none."""
         return ""
+
+    def residual(self: Any, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
+        """Return the relative Frobenius error of what `expand` makes of the arrays, summed in blocks of rows."""
+        dense = self.expand(arrays)
+        lost = total = 0.0
+        for start in range(0, weight.shape[0], _ROWS):
+            block = np.array(weight[start : start + _ROWS], dtype=np.float64).ravel()
+            total += float(block @ block)
+            block -= dense[start : start + _ROWS].ravel()
+            lost += float(block @ block)
+        return math.sqrt(lost / total) if total else 0.0
 
     def units(self: Any, layers: Sequence[Layer], /) -> tuple[Unit, ...]:
         """Return one unit a layer."""

@@ -8,7 +8,6 @@ of the outputs is fitted instead of that of the weights, and the blocks of a gro
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -25,8 +24,6 @@ from tensorfact.factor._shared_codes import unpack_bits
 from tensorfact.factor.shared_basis import fit_shared, short_first, svd_start
 
 __all__ = ["FipsMethod"]
-
-_ROWS = 1024  # rows of a block of the residual: bounds its float64 copy
 
 
 @register
@@ -249,17 +246,6 @@ class FipsMethod(PerWeight):
         what = "outputs" if info.data else "weights"
         note = f"error of the {what} of the group: {info.start_error:.4f} after pruning, {info.final_error:.4f} fitted"
         return arrays, settled, info.path, note
-
-    def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
-        """Return the relative Frobenius error, summed in blocks of rows."""
-        dense = self.expand(arrays)
-        lost = total = 0.0
-        for start in range(0, weight.shape[0], _ROWS):
-            block = np.array(weight[start : start + _ROWS], dtype=np.float64).ravel()
-            total += float(block @ block)
-            block -= dense[start : start + _ROWS].ravel()
-            lost += float(block @ block)
-        return math.sqrt(lost / total) if total else 0.0
 
     def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
         """Return ``(out, in)``; the mask says which way the weight is turned."""

@@ -33,7 +33,6 @@ __all__ = ["LProductMethod"]
 
 _SLICES = (16, 8, 4, 2)  # that a projection chooses from, fewest numbers first
 _TRANSFORMS = ("dct", "identity", "dst", "haar", "hartley")
-_ROWS = 1024  # rows of a block of the residual: bounds its float64 copy
 
 
 @register
@@ -206,17 +205,6 @@ class LProductMethod(BudgetOptions):
         spectrum = np.sort(np.concatenate(found))[::-1]
         path = "faces: " + ", ".join(dict.fromkeys(paths))
         return Factored(arrays, self.residual(weight, arrays), path, spectrum, tuple(notes))
-
-    def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
-        """Return the relative Frobenius error of what the arrays stand for, summed in blocks of rows."""
-        dense = self.expand(arrays)
-        lost = total = 0.0
-        for start in range(0, weight.shape[0], _ROWS):
-            block = np.array(weight[start : start + _ROWS], dtype=np.float64).ravel()
-            total += float(block @ block)
-            block -= dense[start : start + _ROWS].ravel()
-            lost += float(block @ block)
-        return math.sqrt(lost / total) if total else 0.0
 
     def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
         """Return ``(out, in)`` of arrays that fit together."""

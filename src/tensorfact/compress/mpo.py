@@ -21,8 +21,6 @@ from tensorfact.factor import balanced_shape, singular_values, tt_matrix_svd, us
 
 __all__ = ["MPOMethod", "mode_shapes"]
 
-_ROWS = 1024  # rows of a block of the residual: bounds its float64 copy
-
 
 @register
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,17 +154,6 @@ class MPOMethod(BudgetOptions):
             left, right = (np.sum(np.square(core, dtype=np.float64), axis=(1, 2)) for core in made.cores)
             spectrum = np.sort(np.sqrt(left.ravel() * right.ravel()))[::-1]
         return Factored(arrays, self.residual(weight, arrays), made.info.path, spectrum, made.info.notes)
-
-    def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
-        """Return the relative Frobenius error of the product of the cores, summed in blocks of rows."""
-        dense = self.expand(arrays)
-        lost = total = 0.0
-        for start in range(0, weight.shape[0], _ROWS):
-            block = np.array(weight[start : start + _ROWS], dtype=np.float64).ravel()
-            total += float(block @ block)
-            block -= dense[start : start + _ROWS].ravel()
-            lost += float(block @ block)
-        return math.sqrt(lost / total) if total else 0.0
 
     def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
         """Return ``(out, in)`` of cores that form a chain."""
