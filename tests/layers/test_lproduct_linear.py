@@ -171,3 +171,19 @@ def test_bad_arguments_are_named() -> None:
     linear.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="linear must have a finite weight"):
         LProductLinear.from_linear(linear)
+
+
+@pytest.mark.parametrize(("dtype", "scale", "tol"), [(torch.bfloat16, 1.0, 0.05), (torch.float64, 1e-200, 0.1)])
+def test_a_tolerance_counts_rounding_and_not_the_scale(dtype: Any, scale: float, tol: float) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(32, 64, bias=False, dtype=torch.float64)
+    linear.weight.data.copy_(torch.randn(64, 32, dtype=torch.float64) * scale)
+    linear = linear.to(dtype)
+    made = LProductLinear.from_linear(linear, slices=4, tol=tol)
+    exact, found = (weight.detach().double() / scale for weight in (linear.weight, made.weight))
+    assert (found - exact).norm() <= tol * exact.norm()
+
+
+def test_a_tolerance_that_rounding_breaks_is_refused() -> None:
+    with pytest.raises(ValueError, match="tol must be above"):
+        LProductLinear.from_linear(torch.nn.Linear(32, 64).bfloat16(), slices=4, tol=1e-4)
