@@ -44,7 +44,7 @@ def right_vectors(a: np.ndarray, keep: int | None = None) -> tuple[np.ndarray, n
     """All min(m, n) singular values of a small matrix (m, n), and its first right singular vectors (n, keep or all).
 
     With ``keep`` a matrix in double precision goes through its Gram matrix, several times faster than an SVD, where
-    that loses nothing: where what is kept and what is discarded are both far above the squared rounding.
+    that loses nothing: where what is discarded is far above the squared rounding.
     """
     if a.shape[0] > a.shape[1]:
         a = kernels.tall_triangle(a)
@@ -70,7 +70,7 @@ def _by_gram(a: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     values, u = np.linalg.eigh(gram)  # NumPy's BLAS, as around it: threads of two libraries would wait for each other
     squares = np.maximum(values[::-1], 0.0)
-    if not squares[keep - 1] > 1e-8 * squares[0] or not squares[keep:].sum() > 1e-8 * squares.sum():
+    if not squares[keep:].sum() > 1e-8 * squares.sum():
         return None
     return np.sqrt(squares), np.linalg.qr(a.conj().T @ u[:, : -keep - 1 : -1])[0]
 

@@ -1,7 +1,8 @@
 """The sweep over large data: fold trailing modes, find the directions that matter, project, go on with the rest.
 
-Deterministic step: Q-less TSQR of the tall unfolding, singular values and vectors of the small triangle, one product
-(Roehrig-Zoellner, Thies, Basermann, 2022). Randomized step: one sparse-sign sketch, a range a little wider than the
+Deterministic step: triangular factor of the tall unfolding without its Q, singular values and vectors of that, one
+product (Roehrig-Zoellner, Thies, Basermann, 2022). The factor comes from the Gram matrix, in less than half the time,
+where what is discarded is far above the rounding of squares, else from TSQR. Randomized step: one sparse-sign sketch, a range a little wider than the
 rank, one product; the surplus columns are truncated at the end, when everything is small. In both, what is lost is the
 projection's own residual, orthogonal to all that follows, so the squares of the steps add up to the squared error.
 """
@@ -23,6 +24,7 @@ _OVERSAMPLES, _VECTOR = 6, 8  # columns beyond the rank: at least so many, up to
 _WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
 _MAX_WIDTH = 2048
 _THIN, _WIDEST = 1 / 8, 1024  # a sketch that keeps more of the columns takes another mode, up to so many columns
+_CANCELLED = "gram-cancelled"  # the note of a Gram matrix that had too few digits
 _MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
 
 
@@ -105,6 +107,8 @@ def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
     modes, bond = tensor.modes, tensor.bond
     if tensor.size <= plan.smallest or len(modes) < 2:
         return 0
+    if plan.exact and plan.method == "tsqr" and not target:
+        return _cheapest_group(tensor, plan)
     best, before = 0, math.inf
     for group in range(1, len(modes)):
         width = math.prod(modes[len(modes) - group :]) * bond
@@ -129,21 +133,40 @@ def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
     return best
 
 
-def step_cost(tensor: Any, plan: Plan) -> float:
-    """Estimated time of all steps from this side, in reads of the data; infinite where there is nothing to gain.
+def _cheapest_group(tensor: Any, plan: Plan) -> int:
+    """The same for deterministic steps to given ranks, whose cost is known beforehand."""
+    modes = tensor.modes
+    best, least, width = 0, math.inf, tensor.bond
+    for group in range(1, len(modes)):
+        width *= modes[-group]
+        kept = plan.caps[len(modes) - group - 1]
+        if tensor.size < 4 * width * width:
+            break
+        if kept <= _WORTH * width and (cost := _deterministic_cost(width, kept)) < least:
+            best, least = group, cost
+    return best
 
-    The weights were measured on two AVX-512 cores: per read of a number 16 flops of a triangular factor or 30 of a
-    product.
+
+def _deterministic_cost(width: int, kept: int) -> float:
+    """Reads of the data for a Gram matrix, the product, and, in proportion, all that comes after them.
+
+    Measured on two AVX-512 cores: 28 columns of a Gram matrix or 14 of a product cost a read in double precision.
     """
+    return (1.7 + width / 28 + 1.2 + kept / 14) / max(1 - kept / width, 0.1)
+
+
+def step_cost(tensor: Any, plan: Plan) -> float:
+    """Estimated time of all steps from this side, in reads of the data; infinite where there is nothing to gain."""
     group = _choose_group(tensor, plan, 0)
     if group == 0:
         return math.inf
     width = math.prod(tensor.modes[len(tensor.modes) - group :]) * tensor.bond
     cap = plan.caps[len(tensor.modes) - group - 1]
     kept = cap + (_surplus(cap) if plan.method == "sketch" else 0) if plan.exact else width // 8
-    first = 1.3 if plan.method == "sketch" else max(1.0, width / 8)
     layout = 1.0 if getattr(tensor, "by_row", True) else 1.2
-    return float(layout * (first + max(1.0, kept / 15)) / max(1 - kept / width, 0.1))
+    if plan.method == "tsqr":
+        return layout * _deterministic_cost(width, kept)
+    return float(layout * (1.3 + max(1.0, kept / 15)) / max(1 - kept / width, 0.1))
 
 
 def _surplus(cap: int) -> int:
@@ -212,22 +235,53 @@ class _Step:
 
     def triangular(self, *, overwrite: bool) -> Any | None:
         """Deterministic step; None where it does not pay."""
-        r = self.tensor.triangle(self.group)
-        self.log.read(self.tensor)
-        if not np.isfinite(r).all():
-            raise OutOfRangeError
-        self._learn(kernels.sum_squares(r))
-        wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
-        if wide is None:
+        for name in ("gram", "tsqr"):
+            if name == "gram" and not self._squares_may_do():
+                continue
+            r = self.tensor.triangle(self.group) if name == "tsqr" else self._cholesky()
+            self.log.read(self.tensor)
+            if r is None:
+                continue
+            if not np.isfinite(r).all():
+                raise OutOfRangeError
+            if math.isnan(self.budget.norm2):
+                self._learn(kernels.sum_squares(r))
+            wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
+            whole2 = self.budget.norm2 - self.budget.spent2
+            if name == "gram" and not sum(lost2) > _squares_hide(self.tensor.eps) * self.budget.norm2:
+                self.log.note(_CANCELLED)
+                continue
+            if wide is None:
+                return None
+            # the triangle of float32 data knows small tails to no more than its own rounding
+            residual = self.tensor.eps > 1e-10 and sum(lost2) <= _cancels(self.tensor.eps) * whole2
+            projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
+            self.log.read(self.tensor)
+            if residual:
+                lost2 = _shared(lost2, residual2)
+            return self._done(name, projected, lost2)
+        return None
+
+    def _squares_may_do(self) -> bool:
+        """Whether a Gram matrix is worth a try: not if one has failed, nor where the tolerance is below its digits."""
+        tol = self.budget.tol
+        hidden = _squares_hide(self.tensor.eps) * len(self.tensor.modes)
+        return _CANCELLED not in self.log.notes and (tol is None or tol * tol > hidden)
+
+    def _cholesky(self) -> np.ndarray | None:
+        """Triangular factor by way of the Gram matrix, noted and None where that is singular."""
+        gram = self.tensor.gram(self.group)
+        if gram is None:
             return None
-        # the triangle of float32 data knows small tails to no more than its own rounding
-        whole2 = self.budget.norm2 - self.budget.spent2
-        residual = self.tensor.eps > 1e-10 and sum(lost2) <= _cancels(self.tensor.eps) * whole2
-        projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
-        self.log.read(self.tensor)
-        if residual:
-            lost2 = _shared(lost2, residual2)
-        return self._done("tsqr", projected, lost2)
+        norm2 = float(np.trace(gram).real)
+        if not math.isfinite(norm2):
+            raise OutOfRangeError
+        self._learn(norm2)
+        try:
+            return np.linalg.cholesky(gram).conj().T
+        except np.linalg.LinAlgError:
+            self.log.note(_CANCELLED)
+            return None
 
     def _learn(self, norm2: float) -> None:
         """The first pass over the data tells its norm."""
@@ -266,3 +320,12 @@ def _shared(parts2: list[float], whole2: float) -> list[float]:
 def _cancels(eps: float) -> float:
     """Where less than this share of a squared norm is lost, the difference of two norms does not tell it to 1e-3."""
     return 1e-10 if eps < 1e-10 else 1e-3
+
+
+def _squares_hide(eps: float) -> float:
+    """Share of the squared norm below which discarded squares are not told from the rounding of a Gram matrix.
+
+    With an error E of the Gram matrix, its first k eigenvectors keep at most 2 k ||E|| less than the best ones do
+    (Ky Fan): of the order of k eps of the squared norm.
+    """
+    return 1e-8 if eps < 1e-10 else 1e-4
