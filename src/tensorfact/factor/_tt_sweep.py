@@ -2,9 +2,10 @@
 
 Deterministic step: triangular factor of the tall unfolding without its Q, singular values and vectors of that, one
 product (Roehrig-Zoellner, Thies, Basermann, 2022). The factor comes from the Gram matrix, in less than half the time,
-where what is discarded is far above the rounding of squares, else from TSQR. Randomized step: one sparse-sign sketch, a range a little wider than the
-rank, one product; the surplus columns are truncated at the end, when everything is small. In both, what is lost is the
-projection's own residual, orthogonal to all that follows, so the squares of the steps add up to the squared error.
+where what is discarded is far above the rounding of squares, else from TSQR. Randomized step: one sparse-sign sketch, a
+range a little wider than the rank, one product; the surplus columns are truncated at the end, when everything is small.
+In both, what is lost is the projection's own residual, orthogonal to all that follows, so the squares of the steps add
+up to the squared error.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ _OVERSAMPLES, _VECTOR = 6, 8  # columns beyond the rank: at least so many, up to
 _WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
 _MAX_WIDTH = 2048
 _THIN, _WIDEST = 1 / 8, 1024  # a sketch that keeps more of the columns takes another mode, up to so many columns
-_CANCELLED = "gram-cancelled"  # the note of a Gram matrix that had too few digits
 _MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
 
 
@@ -41,6 +41,7 @@ class Log:
     notes: list[str] = field(default_factory=list)
     lost2: dict[int, float] = field(default_factory=dict)  # by bond
     reads: float = 0.0
+    squares_cancel: bool = False  # a Gram matrix had too few digits: no other is tried
 
     def note(self, text: str) -> None:
         """Remember ``text`` once."""
@@ -249,7 +250,7 @@ class _Step:
             wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
             whole2 = self.budget.norm2 - self.budget.spent2
             if name == "gram" and not sum(lost2) > _squares_hide(self.tensor.eps) * self.budget.norm2:
-                self.log.note(_CANCELLED)
+                self.log.squares_cancel = True
                 continue
             if wide is None:
                 return None
@@ -266,10 +267,10 @@ class _Step:
         """Whether a Gram matrix is worth a try: not if one has failed, nor where the tolerance is below its digits."""
         tol = self.budget.tol
         hidden = _squares_hide(self.tensor.eps) * len(self.tensor.modes)
-        return _CANCELLED not in self.log.notes and (tol is None or tol * tol > hidden)
+        return not self.log.squares_cancel and (tol is None or tol * tol > hidden)
 
     def _cholesky(self) -> np.ndarray | None:
-        """Triangular factor by way of the Gram matrix, noted and None where that is singular."""
+        """Triangular factor by way of the Gram matrix; None where that is singular."""
         gram = self.tensor.gram(self.group)
         if gram is None:
             return None
@@ -280,7 +281,7 @@ class _Step:
         try:
             return np.linalg.cholesky(gram).conj().T
         except np.linalg.LinAlgError:
-            self.log.note(_CANCELLED)
+            self.log.squares_cancel = True
             return None
 
     def _learn(self, norm2: float) -> None:
