@@ -8,7 +8,7 @@ import pytest
 from tensorfact import tt_svd
 from tensorfact.factor import _tt_cores
 from tensorfact.factor._tt_cores import right_vectors
-from tensorfact.factor._tt_sweep import Plan, _choose_group
+from tensorfact.factor._tt_plan import Plan, choose_group
 from tensorfact.factor._tt_tall import HostTensor
 from tensorfact.kernels import _dispatch
 from trains import tensor, true_error
@@ -59,9 +59,9 @@ def test_the_unfolding_of_wide_modes(rank):
     """Three modes of ten, where two would leave a sixth or half of the data to write and read again."""
     data = HostTensor(np.broadcast_to(np.float32(0), (*(10,) * 8, 1)), np.float32, None)
     plan = Plan((rank,) * 7, True, "sketch", 1)
-    assert _choose_group(data, plan, 0) == 3
+    assert choose_group(data, plan, 0) == 3
     bits = HostTensor(np.broadcast_to(np.float32(0), (*(2,) * 27, 1)), np.float32, None)
-    assert 2 ** _choose_group(bits, Plan((rank,) * 26, True, "sketch", 1), 0) in (128, 256)
+    assert 2 ** choose_group(bits, Plan((rank,) * 26, True, "sketch", 1), 0) in (128, 256)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

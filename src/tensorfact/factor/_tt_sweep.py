@@ -18,13 +18,10 @@ import numpy as np
 
 from tensorfact import kernels
 from tensorfact.factor._tt_cores import Budget, split_right
+from tensorfact.factor._tt_plan import MAX_WIDTH, WORTH, Plan, buckets_for, choose_group, surplus
 
-__all__ = ["Log", "OutOfRangeError", "Plan", "checked_norm2", "step_cost", "sweep"]
+__all__ = ["Log", "OutOfRangeError", "checked_norm2", "sweep"]
 
-_OVERSAMPLES, _VECTOR = 6, 8  # columns beyond the rank: at least so many, up to a multiple of a vector of the product
-_WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
-_MAX_WIDTH = 2048
-_THIN, _WIDEST = 1 / 8, 1024  # a sketch that keeps more of the columns takes another mode, up to so many columns
 _MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
 
 
@@ -53,20 +50,6 @@ class Log:
         self.reads += tensor.size / self.size
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The request, in the order of the modes that the sweep sees."""
-
-    caps: tuple[int, ...]  # of each inner bond
-    exact: bool  # the caps are the ranks; otherwise the budget decides below them
-    method: str  # "tsqr" or "sketch"
-    smallest: int  # a tensor of no more numbers is split by LAPACK directly
-
-    def last(self, modes: int) -> int:
-        """Cap of the bond behind the first ``modes`` modes; that behind the last one is 1."""
-        return self.caps[modes - 1] if modes <= len(self.caps) else 1
-
-
 def checked_norm2(norm2: float, eps: float) -> float:
     """``norm2`` where its own square and those of small parts of it exist in the working precision."""
     low, high = (1e-200, 1e200) if eps < 1e-10 else (1e-16, 1e24)
@@ -84,13 +67,13 @@ def sweep(
     """
     cores: list[np.ndarray] = []
     first, target = tensor, 0
-    while group := _choose_group(tensor, plan, target):
+    while group := choose_group(tensor, plan, target):
         step = _Step(tensor, group, plan, budget, log)
         projected = step.sketched(rng) if plan.method == "sketch" else None
         if projected is None and not step.too_narrow and step.rows >= step.width:  # the triangle is width x width
             projected = step.triangular(overwrite=overwrite or tensor is not first)
         if projected is None:
-            if step.width >= _MAX_WIDTH or _choose_group(tensor, plan, 2 * step.width) in (0, group):
+            if step.width >= MAX_WIDTH or choose_group(tensor, plan, 2 * step.width) in (0, group):
                 break
             target = 2 * step.width
             continue
@@ -101,91 +84,6 @@ def sweep(
         cores = [*step.cores, *cores]
         tensor, target = projected, 0
     return tensor.center(), cores
-
-
-def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
-    """How many trailing modes become columns; 0 when the rest is better split directly."""
-    modes, bond = tensor.modes, tensor.bond
-    if tensor.size <= plan.smallest or len(modes) < 2:
-        return 0
-    if plan.exact and plan.method == "tsqr" and not target:
-        return _cheapest_group(tensor, plan)
-    best, before = 0, math.inf
-    for group in range(1, len(modes)):
-        width = math.prod(modes[len(modes) - group :]) * bond
-        rows = math.prod(modes[: len(modes) - group])
-        cap = plan.caps[len(modes) - group - 1]
-        extra = _surplus(cap) if plan.method == "sketch" else 0
-        wanted = target or _target(plan, cap, bond)
-        kept = cap + extra if plan.exact else 1
-        tall = rows >= 4 * width or (
-            plan.exact and extra > 0 and rows >= 4 * _buckets(width, kept) and 4 * kept <= width
-        )
-        thick = tall and kept > _THIN * before and width <= _WIDEST
-        if best and (not tall or width > 1.5 * wanted) and not thick:
-            break
-        if tall and (kept <= _WORTH * width or not plan.exact):
-            best, before = group, (width if extra and plan.exact else math.inf)
-        if width >= wanted:
-            break
-    if target and best:
-        width = math.prod(modes[len(modes) - best :]) * bond
-        return best if width >= target else 0
-    return best
-
-
-def _cheapest_group(tensor: Any, plan: Plan) -> int:
-    """The same for deterministic steps to given ranks, whose cost is known beforehand."""
-    modes = tensor.modes
-    best, least, width = 0, math.inf, tensor.bond
-    for group in range(1, len(modes)):
-        width *= modes[-group]
-        kept = plan.caps[len(modes) - group - 1]
-        if tensor.size < 4 * width * width:
-            break
-        if kept <= _WORTH * width and (cost := _deterministic_cost(width, kept)) < least:
-            best, least = group, cost
-    return best
-
-
-def _deterministic_cost(width: int, kept: int) -> float:
-    """Reads of the data for a Gram matrix, the product, and, in proportion, all that comes after them.
-
-    Measured on two AVX-512 cores: 28 columns of a Gram matrix or 14 of a product cost a read in double precision.
-    """
-    return (1.7 + width / 28 + 1.2 + kept / 14) / max(1 - kept / width, 0.1)
-
-
-def step_cost(tensor: Any, plan: Plan) -> float:
-    """Estimated time of all steps from this side, in reads of the data; infinite where there is nothing to gain."""
-    group = _choose_group(tensor, plan, 0)
-    if group == 0:
-        return math.inf
-    width = math.prod(tensor.modes[len(tensor.modes) - group :]) * tensor.bond
-    cap = plan.caps[len(tensor.modes) - group - 1]
-    kept = cap + (_surplus(cap) if plan.method == "sketch" else 0) if plan.exact else width // 8
-    layout = 1.0 if getattr(tensor, "by_row", True) else 1.2
-    if plan.method == "tsqr":
-        return layout * _deterministic_cost(width, kept)
-    return float(layout * (1.3 + max(1.0, kept / 15)) / max(1 - kept / width, 0.1))
-
-
-def _surplus(cap: int) -> int:
-    """Columns of a sketched range beyond the rank."""
-    return -(-(cap + _OVERSAMPLES) // _VECTOR) * _VECTOR - cap if cap < _MAX_WIDTH else _OVERSAMPLES
-
-
-def _target(plan: Plan, cap: int, bond: int) -> int:
-    """Width of the unfolding that makes the passes fast and the projection small."""
-    if plan.method == "sketch":
-        return 256 if plan.exact and cap > 30 else 128
-    # a later step has the bond in its columns: a quarter must remain, or the rest takes too many passes
-    return max(2 * cap, 4 * bond, 32) if plan.exact else max(64, 4 * bond)
-
-
-def _buckets(width: int, kept: int) -> int:
-    """Rows of a sketch: four times the columns, or enough for the directions that are kept of very many columns."""
-    return min(4 * width, max(8 * kept, 256)) if 8 * kept < width else 4 * width
 
 
 class _Step:
@@ -208,14 +106,14 @@ class _Step:
 
     def sketched(self, rng: np.random.Generator) -> Any | None:
         """Randomized step; None where it does not pay (`too_narrow`) or has missed something (noted)."""
-        buckets = _buckets(self.width, self.caps[0] + _surplus(self.caps[0])) if self.plan.exact else 4 * self.width
+        buckets = buckets_for(self.width, self.caps[0] + surplus(self.caps[0])) if self.plan.exact else 4 * self.width
         if self.rows < 2 * buckets:
             return None
         z, norm2 = self.tensor.sketch(self.group, buckets, rng)
         self._learn(norm2)
         whole2 = self.budget.norm2 - self.budget.spent2
         noise2 = (30 * self.tensor.eps) ** 2 * self.budget.norm2
-        share2, extra = self.budget.share2(len(self.tensor.modes)), _surplus(self.caps[0])
+        share2, extra = self.budget.share2(len(self.tensor.modes)), surplus(self.caps[0])
         for cautious in (0.5, 0.1):  # the tail of a sketch is a little smaller than that of the data
             wide, lost2, beyond2, felt = self._split(z, cautious * share2, extra)
             if wide is None:
@@ -296,7 +194,7 @@ class _Step:
             a = kernels.tall_triangle(a)
         small = self.tensor.small(self.group, a)
         self.cores, self.tail, lost2, beyond2, felt = split_right(small, self.caps, self.plan.exact, limit2, extra)
-        if self.cores[0].shape[0] > _WORTH * self.width:
+        if self.cores[0].shape[0] > WORTH * self.width:
             return None, lost2, beyond2, felt
         wide = self.cores[0]
         for core in self.cores[1:]:

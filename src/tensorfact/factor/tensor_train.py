@@ -16,7 +16,8 @@ from tensorfact.factor._train_canonical import shifted
 from tensorfact.factor._train_chain import TrainInfo
 from tensorfact.factor._tt_cores import Budget, left_orthonormal, reversed_modes, split_left
 from tensorfact.factor._tt_input import Tensor, as_tensor
-from tensorfact.factor._tt_sweep import Log, OutOfRangeError, Plan, checked_norm2, sweep
+from tensorfact.factor._tt_plan import Plan
+from tensorfact.factor._tt_sweep import Log, OutOfRangeError, checked_norm2, sweep
 from tensorfact.kernels._dispatch import checked_threads
 
 __all__ = ["tt_svd"]
