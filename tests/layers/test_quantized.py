@@ -155,7 +155,10 @@ def test_a_group_has_one_basis_in_few_bits() -> None:
     parts = [value for key, value in state.items() if not key.endswith("bias")]
     assert group.nbytes == sum(part.numel() * part.element_size() for part in parts)
     twin = SharedBasisGroup(
-        {"a": SharedBasisLinear(16, 64, rank=20, kept=300, bits=4), "b": SharedBasisLinear(64, 16, rank=20, kept=200, bits=4)}
+        {
+            "a": SharedBasisLinear(16, 64, rank=20, kept=300, bits=4),
+            "b": SharedBasisLinear(64, 16, rank=20, kept=200, bits=4),
+        }
     )
     twin.load_state_dict(state)
     x = seeded((3, 64), dtype=torch.float32)

@@ -53,7 +53,9 @@ def write_files(
     found = reading_options(method)
     if found:
         config["tensorfact"]["options"] = found
-    types = {layer.name: layer.info.dtype for layer in layers if layer.name in ranks and _typeless(method, layer, ranks)}
+    types = {
+        layer.name: layer.info.dtype for layer in layers if layer.name in ranks and _typeless(method, layer, ranks)
+    }
     if types:
         config["tensorfact"]["types"] = types  # what to-dense makes of arrays that have none of the weight's type
     transposed = [layer.name for layer in layers if layer.kind == "conv1d" and layer.name in ranks]

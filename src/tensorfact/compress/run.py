@@ -148,7 +148,9 @@ def compress(
     target = Path(out).resolve()
     given = Path(model_or_path) if isinstance(model_or_path, str | os.PathLike) else None
     check_target(target, overwrite=overwrite, source=given)
-    extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple, factor_bits=factor_bits)
+    extra = _given(
+        allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple, factor_bits=factor_bits
+    )
     job = make_job(method, {**(options or {}), **extra}, param_ratio, rng)
     job.require(calibration)
     refinement = _refinement(refine, calibration)
@@ -212,7 +214,9 @@ def estimate(
     temporary files meanwhile.
     """
     begin = time.perf_counter()
-    extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple, factor_bits=factor_bits)
+    extra = _given(
+        allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple, factor_bits=factor_bits
+    )
     job = make_job(method, {**(options or {}), **extra}, param_ratio, 0)
     with _directory(model_or_path, out=None) as (source, label):
         job.open(source, target_modules, exclude_modules, trust_remote_code)
