@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tensorfact.compress.cli import main  # noqa: E402
 from tensorfact.factor._quantized import dequantize, quantize  # noqa: E402
 
 WORDS = [f"w{i} w{i + 1} w{2 * i % 90} w{(7 * i) % 90} w{(3 * i) % 90} w{i % 11}" for i in range(48)]
-RATIO = {"lowrank": 0.6, "fips": 0.3, "quantize": 0.3}
+RATIO = {"lowrank": 0.6, "pivots": 0.6, "fips": 0.3, "quantize": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +244,34 @@ def test_mistakes_are_named(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="options of 'lowrank' must be among"):
         tc.to_dense(tmp_path / "out", tmp_path / "dense")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_pivots_take_fewer_bytes_for_the_same_weights(bert: Path, tmp_path: Path, dtype: str, trained: bool) -> None:
+    source = tmp_path / "source"
+    transformers.AutoModel.from_pretrained(bert).to(getattr(torch, dtype)).save_pretrained(source)
+    shutil.copy(bert / "tokenizer.json", source)
+    shutil.copy(bert / "tokenizer_config.json", source)
+    data = {"calibration": WORDS, "refine": tc.Refinement(steps=20, lr=3e-3)} if trained else {}
+    report = compress(source, tmp_path / "out", method="pivots", param_ratio=0.6, **data)
+    check(source, tmp_path / "out", report, tmp_path)
+    assert all(block.loss_after <= block.loss_before for block in report.blocks)
+    for item in report.layers:
+        numbers = item.rank * (sum(item.shape) - item.rank)
+        bits = 8 * math.ceil(item.shape[0] / 8)
+        assert item.bytes_after == numbers * (4 if dtype == "float32" else 2) + bits // 8
+    if not trained:
+        ranks = {f"re:^{item.name}$": item.rank for item in report.layers}
+        plain = compress(source, tmp_path / "plain", method="lowrank", param_ratio=1, rank_pattern=ranks)
+        errors = {item.name: item.error for item in plain.layers}
+        for item in report.layers:
+            if item.name in errors:
+                assert item.error == pytest.approx(errors[item.name], rel=1e-4 if dtype == "float32" else 0.05)
+        same = compress(source, tmp_path / "same", method="lowrank", param_ratio=0.6)
+        assert sum(i.error for i in report.layers) < 0.97 * sum(i.error for i in same.layers)
+
+
+def test_pivots_refuse_few_bits() -> None:
+    with pytest.raises(ValueError, match="factor_bits must be None for pivots, got 4"):
+        tc.PivotMethod(factor_bits=4)

@@ -29,6 +29,7 @@ class FipsTrainer(Trainer):
         import torch
 
         from tensorfact.torch import CodeTrainer, PruningSchedule
+        from tensorfact.torch._quantized import numbers_of
 
         if basis is None or codes is None:
             self._codes = CodeTrainer(layers)
@@ -36,7 +37,7 @@ class FipsTrainer(Trainer):
         places = sum(layer.code_shape[0] * layer.code_shape[1] for layer in layers)
         schedule = PruningSchedule(steps, 1 - sum(layer.kept for layer in layers) / places)
         with torch.no_grad():
-            layers[0].basis.copy_(torch.from_numpy(basis))
+            numbers_of(layers[0].basis).copy_(torch.from_numpy(basis))
         # each layer keeps as many values as it was given, so the stored shapes are known beforehand
         dense = [torch.from_numpy(part) for part in codes]
         self._codes = CodeTrainer(layers, schedule, codes=dense, score="magnitude", together=False)

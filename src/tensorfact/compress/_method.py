@@ -111,7 +111,8 @@ class Method(Protocol):
     under which its module keeps a bias. A task holds at most about `memory` times its weight, the weight included.
     `remark` goes into the notes of every report: what rank and spectrum mean. `samples` is how many inputs of a layer
     `Evidence.inputs` can give, `stored_types` maps suffixes of arrays that are not of the type of weights to those of
-    safetensors, `stored_options` are the options that reading needs, and `alone` says whether `module` makes a layer that can be timed by itself.
+    safetensors, `stored_options` are the options that reading needs, and `alone` says whether `module` makes a layer
+    that can be timed by itself.
     """
 
     name: ClassVar[str]

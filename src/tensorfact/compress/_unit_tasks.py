@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tensorfact.compress._method import Arrays, Layer, Method, Rank, owner
-from tensorfact.compress._types import FLOAT_TYPES, decode, encode, stored_type
+from tensorfact.compress._types import FLOAT_TYPES, decode, encode_all, stored_type
 from tensorfact.compress._units import Evidence, FactoredUnit, Unit
 from tensorfact.compress.executors import read_layer, single_threaded, task_rng
 
@@ -53,19 +53,12 @@ def encoded(
     ValueError
         If a number is not finite in its stored type.
     """
-    own = {} if method is None else {name: found[1] for name in arrays if (found := owner(method, name)) is not None}
-    special = {} if method is None else method.stored_types
-    types = {k: stored_type(values, special.get(own.get(k, ""), dtype)) for k, values in arrays.items()}
-    found: Arrays = {}
+    types = {}
     for name, values in arrays.items():
-        if types[name] not in FLOAT_TYPES:
-            found[name] = np.ascontiguousarray(values)
-            continue
-        with np.errstate(over="ignore"):  # said below, by name
-            found[name] = encode(values, types[name])
-        if not np.isfinite(decode(found[name], types[name])).all():
-            raise ValueError(f"{name} does not fit {types[name]}: it must be finite")
-    return found, types
+        place = None if method is None else owner(method, name)
+        special = method.stored_types if method is not None and place is not None else {}
+        types[name] = stored_type(values, special.get(place[1] if place is not None else "", dtype))
+    return encode_all(arrays, types), types
 
 
 def decoded(arrays: Mapping[str, npt.NDArray[Any]], types: Mapping[str, str]) -> Arrays:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress._method import Factored, Layer, Method, Rank
-from tensorfact.compress._types import FLOAT_TYPES, decode, encode, stored_type
+from tensorfact.compress._types import FLOAT_TYPES, decode, encode_all, stored_type
 from tensorfact.compress._units import Evidence
 from tensorfact.compress.checkpoint import read_weight
 
@@ -236,16 +236,7 @@ def stored_arrays(
         If a number is not finite in its stored type.
     """
     types = {k: stored_type(v, method.stored_types.get(k, layer.info.dtype)) for k, v in arrays.items()}
-    found: dict[str, npt.NDArray[Any]] = {}
-    for name, values in arrays.items():
-        if types[name] not in FLOAT_TYPES:
-            found[name] = np.ascontiguousarray(values)
-            continue
-        with np.errstate(over="ignore"):  # said below, by name
-            found[name] = encode(values, types[name])
-        if not np.isfinite(decode(found[name], types[name])).all():
-            raise ValueError(f"{name} of {layer.name!r} does not fit {types[name]}: it must be finite")
-    return found, types
+    return encode_all(arrays, types, f" of {layer.name!r}"), types
 
 
 def task_rng(seed: int, name: str) -> np.random.Generator:

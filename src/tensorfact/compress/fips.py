@@ -316,7 +316,7 @@ class FipsMethod(PerWeight):
         basis = arrays["basis"] if bits is None else unpacked(arrays, "basis", bits, min(shape))
         turned = shape[0] == mask.shape[0]
         keep = unpack_bits(mask.T if turned else mask, basis.shape[1])
-        count = np.count_nonzero(keep)
+        count = int(np.count_nonzero(keep))
         if bits is not None and arrays["values.packed"].shape != packed_layout("", (count,), bits)[".packed"]:
             raise ValueError(f"values must be as many as the mask keeps, {count}")
         values = arrays["values"] if bits is None else unpacked(arrays, "values", bits, count)

@@ -105,7 +105,7 @@ class LowRankMethod(BudgetOptions):
 
     def parameters(self, shape: tuple[int, int], rank: Rank, /) -> int:
         """Return the numbers of both factors."""
-        return _int(rank) * sum(shape)
+        return as_int(rank) * sum(shape)
 
     def analyse(self, weight: npt.NDArray[Any], /) -> npt.NDArray[np.float64]:
         """Return all singular values, descending."""
@@ -131,21 +131,23 @@ class LowRankMethod(BudgetOptions):
 
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
         """Return the shapes of ``down.weight`` (rank, in) and ``up.weight`` (out, rank), or of what is packed."""
-        down, up = (_int(rank), shape[1]), (shape[0], _int(rank))
+        down, up = (as_int(rank), shape[1]), (shape[0], as_int(rank))
         if self.factor_bits is None:
             return {"down.weight": down, "up.weight": up}
         return {**packed_layout("down", down, self.factor_bits), **packed_layout("up", up, self.factor_bits)}
 
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Return the factors of the best approximation found at `rank`."""
-        made = self._found(weight, _int(rank), rng)
-        return made if self.factor_bits is None else self._rounded(weight, made)
+        return self._as_stored(weight, self._found(weight, as_int(rank), rng))
 
-    def _rounded(self, weight: npt.NDArray[Any], made: Factored) -> Factored:
-        arrays = self._stored(made.arrays)
+    def _as_stored(self, weight: npt.NDArray[Any], made: Factored) -> Factored:
+        arrays = self.stored(made.arrays)
+        if arrays is made.arrays:
+            return made
         return dataclasses.replace(made, arrays=arrays, error=self.residual(weight, arrays))
 
-    def _stored(self, factors: Arrays) -> Arrays:
+    def stored(self, factors: Arrays) -> Arrays:
+        """Return what is stored of both factors; themselves, if they are."""
         if self.factor_bits is None:
             return factors
         found: Arrays = {}
@@ -180,7 +182,7 @@ class LowRankMethod(BudgetOptions):
     ) -> FactoredUnit:
         """Return the factors that lose least of the outputs on the calibration data, if there are some."""
         (layer,) = unit.layers
-        weight, rank = weights[layer.name], _int(ranks[layer.name])
+        weight, rank = weights[layer.name], as_int(ranks[layer.name])
         if evidence is None or not self.whiten or not evidence.count(layer.name):
             made = self._found(weight, rank, rng)
         else:
@@ -189,15 +191,13 @@ class LowRankMethod(BudgetOptions):
             spectrum = np.asarray(found.s, dtype=np.float64)
             factors = {"down.weight": right, "up.weight": left}
             made = Factored(factors, found.weight_error, f"whitened-{found.path}", spectrum)
-        start = {} if self.factor_bits is None else made.arrays
-        if self.factor_bits is not None:
-            made = self._rounded(weight, made)
+        start, made = made.arrays, self._as_stored(weight, made)
         return FactoredUnit(
             {f"{layer.name}.{suffix}": values for suffix, values in made.arrays.items()},
             {layer.name: made.error},
             made.path,
             {layer.name: made.spectrum},
-            start=start,
+            start={} if made.arrays is start else start,
             notes=made.notes,
         )
 
@@ -221,7 +221,7 @@ class LowRankMethod(BudgetOptions):
 
     def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
         """Return the relative Frobenius error of ``up @ down``, in blocks of rows."""
-        up, down = self._factors(arrays)
+        up, down = self.factors(arrays)
         lost = total = 0.0
         for start in range(0, weight.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
@@ -248,8 +248,8 @@ class LowRankMethod(BudgetOptions):
         fits = packed_layout(name, found, self.factor_bits or 8)
         return found if fits == {f"{name}.packed": packed, f"{name}.scale": scale} else ()
 
-    def _factors(self, arrays: Arrays) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Up and down as numbers."""
+    def factors(self, arrays: Arrays) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return up and down as numbers."""
         bits = self.factor_bits
         if bits is None:
             return arrays["up.weight"], arrays["down.weight"]
@@ -258,15 +258,16 @@ class LowRankMethod(BudgetOptions):
 
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return ``up @ down``."""
-        up, down = self._factors(arrays)
-        return up @ down
+        up, down = self.factors(arrays)
+        product: npt.NDArray[Any] = up @ down
+        return product
 
     def predicted_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return the error of the truncated SVD (Eckart and Young, 1936)."""
         if analysis.size == 0:
             return None
         energy = np.cumsum(analysis[::-1] ** 2)[::-1]
-        return math.sqrt(energy[_int(rank)] / energy[0]) if _int(rank) < energy.size and energy[0] > 0 else 0.0
+        return math.sqrt(energy[as_int(rank)] / energy[0]) if as_int(rank) < energy.size and energy[0] > 0 else 0.0
 
     def optimal_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return the same: nothing of this rank is closer."""
@@ -282,20 +283,34 @@ class LowRankMethod(BudgetOptions):
         ValueError
             If rank 1 everywhere, or `rank_pattern`, already exceeds the budget, or a pattern matches nothing.
         """
-        given = {name: _int(rank) for name, rank in self.given(layers).items()}
+        given = {name: as_int(rank) for name, rank in self.given(layers).items()}
         return share_budget(
             self,
             layers,
             param_ratio,
-            {layer.name: _menu(layer.shape, analyses.get(layer.name)) for layer in layers},
-            given={la.name: (given[la.name], given[la.name] * sum(la.shape)) for la in layers if la.name in given},
+            {layer.name: self.menu(layer, analyses.get(layer.name)) for layer in layers},
+            given={la.name: (given[la.name], self.cost(la, given[la.name])) for la in layers if la.name in given},
             to_rank=lambda layer, level: level,
             what="two factors",
         )
 
     def largest_rank(self, shape: tuple[int, int]) -> int:
         """Return the largest rank below break-even whose factors save at least `min_saving` of the weight."""
-        return _menu(shape, None).level((1 - self.min_saving) * shape[0] * shape[1])
+        costs = np.arange(break_even(shape) + 1, dtype=np.int64) * sum(shape)
+        return Menu(costs, np.empty(0)).level((1 - self.min_saving) * shape[0] * shape[1])
+
+    def cost(self, layer: Layer, rank: int) -> int:
+        """Return how many numbers of the budget a rank takes."""
+        return rank * sum(layer.shape)
+
+    def menu(self, layer: Layer, analysis: npt.NDArray[np.float64] | None) -> Menu:
+        """Return the ranks below break-even as levels."""
+        most = self.break_even(layer.shape)
+        costs = np.array([self.cost(layer, rank) for rank in range(most + 1)], dtype=np.int64)
+        if analysis is None:
+            return Menu(costs, np.empty(0))
+        energy = np.concatenate([[0.0], np.cumsum(analysis**2)])
+        return Menu(costs, energy[: costs.size] / (energy[-1] or 1.0))
 
     def module_class(self) -> type[Any]:
         """Return `tensorfact.torch.LowRankLinear`."""
@@ -309,16 +324,7 @@ class LowRankMethod(BudgetOptions):
         """Return a `LowRankLinear`."""
         made = self.module_class()
         bits = self.factor_bits
-        return made(shape[1], shape[0], rank=_int(rank), bias=bias, bits=bits, device=device, dtype=dtype)
-
-
-def _menu(shape: tuple[int, int], analysis: npt.NDArray[np.float64] | None) -> Menu:
-    """Levels are ranks below break-even."""
-    costs = np.arange(break_even(shape) + 1, dtype=np.int64) * sum(shape)
-    if analysis is None:
-        return Menu(costs, np.empty(0))
-    energy = np.concatenate([[0.0], np.cumsum(analysis**2)])
-    return Menu(costs, energy[: costs.size] / (energy[-1] or 1.0))
+        return made(shape[1], shape[0], rank=as_int(rank), bias=bias, bits=bits, device=device, dtype=dtype)
 
 
 def break_even(shape: tuple[int, int]) -> int:
@@ -326,7 +332,7 @@ def break_even(shape: tuple[int, int]) -> int:
     return (shape[0] * shape[1] - 1) // (shape[0] + shape[1])
 
 
-def _int(rank: Rank) -> int:
+def as_int(rank: Rank) -> int:
     if not isinstance(rank, int):
         raise ValueError(f"rank must be one integer for a low-rank weight, got {rank!r}")
     return rank

@@ -132,4 +132,5 @@ def quantize(values: npt.NDArray[Any], bits: int, /) -> tuple[npt.NDArray[np.int
 
 def dequantize(codes: npt.NDArray[Any], scale: npt.NDArray[Any], /) -> npt.NDArray[Any]:
     """The numbers of :func:`quantize`, in the type of the scales."""
-    return codes * np.repeat(scale, GROUP, axis=-1)[..., : codes.shape[-1]]
+    found: npt.NDArray[Any] = codes * np.repeat(scale, GROUP, axis=-1)[..., : codes.shape[-1]]
+    return found

@@ -42,7 +42,8 @@ def budget_shares(
     values, less than one part in `rank` of them. With ``budget="parameters"`` places are free, as FiPS counts:
     ``rank short + kept = param_ratio short sum(widths)``. Given `rank`, the values take all the rest and `sparsity`
     does not count. With `bits`, basis and values are stored in so many bits a number, with their scales; `itemsize`
-    remains that of the matrices, whose bytes `param_ratio` refers to. Source: FiPS (2024), ``compute_sparse_r``, with the true widths and the index bits added.
+    remains that of the matrices, whose bytes `param_ratio` refers to. Source: FiPS (2024), ``compute_sparse_r``, with
+    the true widths and the index bits added.
 
     Raises
     ------

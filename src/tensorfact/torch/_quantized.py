@@ -19,7 +19,6 @@ from tensorfact.factor._quantized import (
     quantize,
     round_scale,
     scale_shape,
-    unpack_codes,
 )
 
 __all__ = ["QuantizedTensor", "check_bits", "numbers_of", "parts_of", "unpack"]

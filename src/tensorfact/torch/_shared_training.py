@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tensorfact.torch._quantized import numbers_of
 from tensorfact.torch.shared_basis import SharedBasisLinear
 
 __all__ = ["CodeTrainer", "PruningSchedule"]
@@ -112,7 +113,7 @@ class CodeTrainer:
         with torch.no_grad():
             for i, layer in enumerate(self.layers):
                 keep = layer.kept_places()
-                dense = layer.dense_codes() if codes is None else codes[i].to(layer.values)
+                dense = layer.dense_codes() if codes is None else codes[i].to(numbers_of(layer.values))
                 if tuple(dense.shape) != layer.code_shape:
                     raise ValueError(f"codes must be of shape {layer.code_shape}, got {tuple(dense.shape)} at {i}")
                 layer.codes = nn.Parameter(dense.clone())
@@ -122,7 +123,9 @@ class CodeTrainer:
 
     def parameters(self) -> list[nn.Parameter]:
         """The basis, the dense codes and the biases."""
-        found = [self.layers[0].basis, *(_opened(layer)[0] for layer in self.layers)]
+        basis = self.layers[0].basis
+        assert isinstance(basis, nn.Parameter)
+        found = [basis, *(_opened(layer)[0] for layer in self.layers)]
         return [*found, *(layer.bias for layer in self.layers if layer.bias is not None)]
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -143,7 +146,7 @@ class CodeTrainer:
     def _prune(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         assert self.schedule is not None
         sparsity = 1.0 if step >= self.schedule.end else self.schedule.sparsity(step)
-        lengths = torch.linalg.vector_norm(self.layers[0].basis, dim=0)
+        lengths = torch.linalg.vector_norm(numbers_of(self.layers[0].basis), dim=0)
         scale = torch.ones_like(lengths) if self.score == "magnitude" else lengths
         groups = [self.layers] if self.together else [[layer] for layer in self.layers]
         for group in groups:
@@ -178,7 +181,7 @@ class CodeTrainer:
             codes, keep = _opened(layer)
             values = codes[keep]
             layer.kept = values.numel()
-            layer.values = nn.Parameter(values.clone(), requires_grad=layer.values.requires_grad)
+            layer.values = nn.Parameter(values.clone(), requires_grad=numbers_of(layer.values).requires_grad)
             layer.set_places(keep)
             layer.codes = None
             layer.keep = None

@@ -136,7 +136,7 @@ class LowRankLinear(nn.Module):
         for part in (layer.down, layer.up):
             if isinstance(part, nn.Linear):
                 part.weight.requires_grad_(linear.weight.requires_grad)
-        if linear.bias is not None:
+        if linear.bias is not None and layer.up.bias is not None:
             layer.up.bias.requires_grad_(linear.bias.requires_grad)
         return layer.train(linear.training)
 
@@ -172,7 +172,7 @@ class LowRankLinear(nn.Module):
                     part.weight.copy_(factor)
                 else:
                     part.store(factor)
-            if bias is not None:
+            if bias is not None and layer.up.bias is not None:
                 layer.up.bias.copy_(bias)
         return layer
 

@@ -171,6 +171,18 @@ class SharedBasisLinear(nn.Module):
         with torch.no_grad():
             self.mask.copy_(bits.T if self.transposed else bits)
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        mask = state.get(f"{prefix}mask")
+        if mask is not None and not mask.is_meta and tuple(mask.shape) == self._mask_shape():
+            rows, columns = self.code_shape
+            count = int(unpack_mask(mask.T if self.transposed else mask, rows).sum())
+            padded = int(unpack_mask(mask.T if self.transposed else mask, mask_shape(rows, columns)[0] * 8).sum())
+            if count != self.kept or padded != count:
+                raise ValueError(
+                    f"{prefix}mask must keep {self.kept} places of the codes {rows, columns}, got {padded}"
+                )
+        super()._load_from_state_dict(state, prefix, *args)
+
     def dense_codes(self) -> Tensor:
         """The codes (rank, n) with their zeros; differentiable."""
         if self.codes is not None and self.keep is not None:

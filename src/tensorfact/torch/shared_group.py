@@ -145,7 +145,7 @@ class SharedBasisGroup(nn.Module):
             if layer.transposed != result.transposed[i]:
                 raise ValueError(f"result must hold matrices turned as shared_basis turns them, got {result} at {i}")
             with torch.no_grad():
-                layer.values.copy_(torch.tensor(code.values))
+                numbers_of(layer.values).copy_(torch.tensor(code.values))
                 layer.set_places(torch.tensor(code.kept()))
                 if bias is not None and layer.bias is not None:
                     layer.bias.copy_(bias)
