@@ -279,7 +279,7 @@ def test_cuda_gives_the_same() -> None:
         ({"rank": True}, "rank"),
         ({"kept": -1}, "kept"),
         ({"kept": 5 * 12 + 1}, "kept"),
-        ({"path": "sparse"}, "path"),
+        ({"path": "csr"}, "path"),
         ({"basis": nn.Parameter(torch.zeros(3, 3))}, "basis"),
     ],
 )

@@ -29,9 +29,12 @@ from tensorfact.compress._types import BITS, is_positive_int
 from tensorfact.compress._units import Evidence, FactoredUnit, PerWeight, Trainer, Unit
 from tensorfact.factor._shared_budget import Shares, budget_shares
 from tensorfact.factor._shared_codes import unpack_bits
+from tensorfact.factor._shared_path import shared_path
 from tensorfact.factor.shared_basis import fit_shared, short_first, svd_start
 
 __all__ = ["FipsMethod"]
+
+_MANY = 512  # rows of a batch, where the report says which way is the faster one
 
 
 @register
@@ -237,7 +240,7 @@ class FipsMethod(PerWeight):
         for name in names:
             own = {key: values for part in self._own(stored, names[0], name) for key, values in part.items()}
             errors[name] = self.residual(weights[name], own)
-        return FactoredUnit(stored, errors, path, ranks=settled, start=begin, notes=(note,))
+        return FactoredUnit(stored, errors, path, ranks=settled, start=begin, notes=(note, _runs(unit, settled)))
 
     def _own(self, arrays: Arrays, first: str, name: str) -> tuple[Arrays, Arrays]:
         """Arrays of a layer by suffix: those of its basis, which are stored with the first one, and its own."""
@@ -415,6 +418,16 @@ def _pair(rank: Rank) -> tuple[int, int]:
     if not isinstance(rank, tuple) or len(rank) != 2:
         raise ValueError(f"rank must be columns of the basis and values of the codes for a fips weight, got {rank!r}")
     return rank
+
+
+def _runs(unit: Unit, ranks: Mapping[str, Rank]) -> str:
+    """Say how the layers of a unit are evaluated on this CPU, for a batch of many rows."""
+    ways = [shared_path(_MANY, layer.shape, *_pair(ranks[layer.name])) for layer in unit.layers]
+    count = ways.count("sparse")
+    if not count:
+        return "on a CPU evaluation keeps the dense weights: products with so many codes are not faster"
+    some = "all" if count == len(ways) else f"{count} of {len(ways)}"
+    return f"on a CPU evaluation in float32 multiplies sparse codes in {some} of these layers: faster than dense ones"
 
 
 def _grams(evidence: Evidence, names: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:

@@ -8,12 +8,14 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from tensorfact.factor._shared_path import shared_path
 from tensorfact.torch._mpo_cache import DenseCache
 from tensorfact.torch._mpo_op import untrackable
 from tensorfact.torch._quantized import QuantizedTensor, check_bits, numbers_of, parts_of
 from tensorfact.torch._shared_codes import mask_shape, pack_mask, spread, unpack_mask
+from tensorfact.torch._shared_sparse import PlanCache, apply_codes, servable
 
-Path = Literal["auto", "dense", "factored"]
+Path = Literal["auto", "dense", "factored", "sparse"]
 
 
 class SharedBasisLinear(nn.Module):
@@ -39,9 +41,11 @@ class SharedBasisLinear(nn.Module):
     bits : int, optional
         Store basis and values in so many bits a number, 2 to 8. They are unpacked in every pass that does not use a
         kept weight.
-    path : {"auto", "dense", "factored"}
-        "dense" multiplies the weight out, "factored" applies basis and codes one after the other, "auto" takes what
-        needs fewer operations; `plan` tells which.
+    path : {"auto", "dense", "factored", "sparse"}
+        "dense" multiplies the weight out, "factored" applies basis and codes one after the other, "sparse" does so
+        without the zeros of the codes, where there is a kernel for it: in evaluation, without gradients, in float32 or
+        float64 on a CPU; elsewhere it is "auto". "auto" takes what needs least time by operations and what was
+        measured; `plan` tells which.
     device, dtype
         As in `torch.nn.Linear`.
 
@@ -60,7 +64,9 @@ class SharedBasisLinear(nn.Module):
     In training the values move and the mask stays; `CodeTrainer` trains dense codes under a mask that is pruned on the
     way. In evaluation mode without gradients, the weight that was multiplied out is kept until a part of it changes.
 
-    A forward pass of T rows takes ``T d n`` multiply-adds with the kept weight, ``T rank (d + n)`` factored.
+    A forward pass of T rows takes ``T d n`` multiply-adds with the kept weight, ``T rank (d + n)`` factored and ``T
+    (rank d + kept)`` sparse; these last ones take about twice the time each, so it wins where few of the codes are kept
+    and the basis is not wider than d. It keeps the packed codes, ``kept (itemsize + 1)`` bytes, and no dense weight.
 
     Examples
     --------
@@ -98,8 +104,8 @@ class SharedBasisLinear(nn.Module):
             raise ValueError(f"rank must be an integer of at least 1, got {rank!r}")
         if isinstance(kept, bool) or not isinstance(kept, int) or not 0 <= kept <= rank * long:
             raise ValueError(f"kept must be an integer from 0 to rank * {long} = {rank * long}, got {kept!r}")
-        if path not in ("auto", "dense", "factored"):
-            raise ValueError(f'path must be "auto", "dense" or "factored", got {path!r}')
+        if path not in ("auto", "dense", "factored", "sparse"):
+            raise ValueError(f'path must be "auto", "dense", "factored" or "sparse", got {path!r}')
         if basis is not None and tuple(basis.shape) != (short, rank):
             raise ValueError(f"basis must be of shape {(short, rank)}, got {tuple(basis.shape)}")
         self.in_features = in_features
@@ -117,7 +123,7 @@ class SharedBasisLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("codes", None)  # dense codes while a CodeTrainer is at work
         self.register_buffer("keep", None, persistent=False)
-        self._dense = DenseCache()
+        self._dense, self._packed = DenseCache(), PlanCache()
         self.reset_parameters(basis=fresh)
 
     def _numbers(
@@ -199,6 +205,9 @@ class SharedBasisLinear(nn.Module):
         """Map (..., in_features) to (..., out_features)."""
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        if not wanted and self._sparse(x.numel() // self.in_features) and servable(x, self._dtype()):
+            return self._without_zeros(x)
         if self._keepable():
             parts = [*parts_of(self.basis), *parts_of(self.values), self.mask]
             return nn.functional.linear(x, self._dense.get(parts, lambda: self.weight.contiguous()), self.bias)
@@ -211,38 +220,72 @@ class SharedBasisLinear(nn.Module):
             return linear(linear(x, basis.T), codes.T, self.bias)
         return linear(linear(x, codes), basis, self.bias)
 
+    def _dtype(self) -> torch.dtype:
+        return self.basis.dtype
+
+    def _without_zeros(self, x: Tensor) -> Tensor:
+        parts = [*parts_of(self.values), self.mask]
+
+        def packed() -> tuple[Tensor, Tensor]:
+            codes, keep = self.dense_codes(), self.kept_places()
+            return (codes, keep) if self.transposed else (codes.T, keep.T)
+
+        plan, basis = self._packed.get(parts, packed), numbers_of(self.basis)
+        if self.transposed:
+            return apply_codes(nn.functional.linear(x, basis.T), plan, self.bias)
+        return nn.functional.linear(apply_codes(x, plan), basis, self.bias)
+
+    def _sparse(self, rows: int) -> bool:
+        """Whether the sparse product serves so many rows."""
+        if self.training or self.path not in ("auto", "sparse") or self.codes is not None or untrackable():
+            return False
+        parts = [*parts_of(self.basis), *parts_of(self.values)]
+        if self.mask.device.type != "cpu" or not self._dense.usable(parts):
+            return False
+        return (
+            self.path == "sparse"
+            or shared_path(rows, (self.out_features, self.in_features), self.rank, self.kept) == "sparse"
+        )
+
     def _keepable(self) -> bool:
         """Whether the weight may be kept: then it is used, unless factors take fewer operations for any input."""
         if self.training or self.path == "factored" or self.codes is not None or untrackable():
             return False
         d, n = self.basis.shape[0], self.code_shape[1]
-        cheaper = self.path == "auto" and self.rank * (d + n) < d * n
+        cheaper = self.path in ("auto", "sparse") and self.rank * (d + n) < d * n
         return not cheaper and self._dense.usable([*parts_of(self.basis), *parts_of(self.values)])
 
     def _choice(self, rows: int | None) -> Literal["dense", "factored"]:
-        if self.path != "auto":
-            return self.path
+        if self.path in ("dense", "factored"):
+            return "dense" if self.path == "dense" else "factored"
         d, n = self.basis.shape[0], self.code_shape[1]
         made = 0.0 if rows is None else self.rank * d * n / max(rows, 1)
         return "factored" if self.rank * (d + n) < d * n + made else "dense"
 
     def plan(self, rows: int) -> str:
-        """How a forward pass of `rows` rows runs now: ``"kept"``, ``"dense"`` or ``"factored"``."""
+        """How a forward pass of `rows` rows runs now: ``"sparse"``, ``"kept"``, ``"dense"`` or ``"factored"``.
+
+        ``"sparse"`` holds for inputs without gradients on a CPU, of the layer's type.
+        """
+        if self._sparse(rows) and self._dtype() in (torch.float32, torch.float64):
+            return "sparse"
         return "kept" if self._keepable() else self._choice(rows)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; forgets the weight that evaluation kept."""
         self._dense.clear()
+        self._packed.clear()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._dense.clear()
+        self._packed.clear()
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
 
     def _replicate_for_data_parallel(self) -> Self:
         replica = super()._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
-        replica._dense = DenseCache()
+        replica._dense, replica._packed = DenseCache(), PlanCache()
         return replica  # type: ignore[no-any-return]
 
     @classmethod
