@@ -275,3 +275,22 @@ def test_pivots_take_fewer_bytes_for_the_same_weights(bert: Path, tmp_path: Path
 def test_pivots_refuse_few_bits() -> None:
     with pytest.raises(ValueError, match="factor_bits must be None for pivots, got 4"):
         tc.PivotMethod(factor_bits=4)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_patterns_of_four(bert: Path, tmp_path: Path, pattern: str, bits: int | None) -> None:
+    options = {"code_pattern": pattern}
+    data = {"calibration": WORDS, "refine": tc.Refinement(steps=20, lr=3e-3)} if pattern == "1:4" else {}
+    report = compress(bert, tmp_path / "out", method="fips", factor_bits=bits, options=options, **data)
+    check(bert, tmp_path / "out", report, tmp_path)
+    assert all(block.loss_after <= block.loss_before for block in report.blocks)
+    kept, found = int(pattern[0]), tensors(tmp_path / "out")
+    for item in report.layers:
+        rank, values = item.rank
+        assert values == rank // 4 * kept * max(item.shape)
+        assert found[f"{item.name}.mask"].numel() == math.ceil(rank * kept / 16) * max(item.shape)
+    with pytest.raises(ValueError, match="sparsity must be 'auto' with code_pattern"):
+        FipsMethod(code_pattern=pattern, sparsity=0.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="code_pattern must be None"):
+        FipsMethod(code_pattern="3:4")  # type: ignore[arg-type]

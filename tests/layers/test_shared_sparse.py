@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -91,3 +92,31 @@ def test_auto_takes_it_where_it_was_faster() -> None:
     assert wide.plan(512) == "sparse"
     assert wide.plan(1) == "kept"
     assert layer(256, 1024, "auto", 0.6).requires_grad_(False).plan(512) == "kept"
+
+
+@pytest.mark.parametrize(("pattern", "kept"), [("2:4", 2), ("1:4", 1)])
+@pytest.mark.parametrize(("n_in", "n_out"), [(24, 70), (70, 24)])
+def test_patterns_of_four(pattern: Any, kept: int, n_in: int, n_out: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = SharedBasisLinear(n_in, n_out, rank=28, kept=7 * kept * 70, pattern=pattern, path="dense").eval()
+    keep = made.kept_places()
+    assert bool((keep.reshape(7, 4, 70).sum(1) == kept).all())
+    assert made.mask.numel() == math.ceil(28 * kept / 16) * 70
+    x = data(9, n_in)
+    codes = torch.zeros(28, 70)
+    codes[keep] = made.values.detach()
+    weight = made.basis @ codes
+    expected = torch.nn.functional.linear(x, weight.T if n_out >= n_in else weight, made.bias)
+    twin = SharedBasisLinear(n_in, n_out, rank=28, kept=7 * kept * 70, pattern=pattern, path="sparse").eval()
+    twin.load_state_dict(made.state_dict())
+    with torch.no_grad():
+        for layer_ in (made, made.train(), twin):
+            torch.testing.assert_close(layer_(x), expected, rtol=1e-4, atol=1e-5)
+    flipped = keep.reshape(7, 4, 70).flip(1).reshape(28, 70)
+    twin.set_places(flipped)
+    assert torch.equal(twin.kept_places(), flipped)
+    with pytest.raises(ValueError, match=f"mask must keep {kept} of every 4 rows"):
+        twin.set_places(torch.ones(28, 70, dtype=torch.bool))
+    with pytest.raises(ValueError, match="pattern must be 2:4 or 1:4"):
+        SharedBasisLinear(n_in, n_out, rank=27, kept=7 * kept * 70, pattern=pattern)

@@ -28,7 +28,7 @@ from tensorfact.compress._mlp_names import block_of, is_mlp
 from tensorfact.compress._types import BITS, is_positive_int
 from tensorfact.compress._units import Evidence, FactoredUnit, PerWeight, Trainer, Unit
 from tensorfact.factor._shared_budget import Shares, budget_shares
-from tensorfact.factor._shared_codes import unpack_bits
+from tensorfact.factor._shared_codes import PATTERNS, unpack_bits, unpack_places
 from tensorfact.factor._shared_path import shared_path
 from tensorfact.factor.shared_basis import fit_shared, short_first, svd_start
 
@@ -57,6 +57,9 @@ class FipsMethod(PerWeight):
     prune : {"start", "gradual"}
         Refinement begins with the pruned codes and keeps their places, or begins with dense codes and prunes them on
         the way, by the schedule of FiPS; each layer ends with as many values as its start has.
+    code_pattern : {"2:4", "1:4"}, optional
+        Keep so many of every four codes of a column, one above the other, with two bits for each; the basis then has as
+        many columns as the budget pays for, and `sparsity` does not count.
     factor_bits : int, optional
         Store basis and values in so many bits a number, 2 to 8; not with gradual pruning. The budget is one of bytes:
         fewer bits buy more numbers.
@@ -71,7 +74,7 @@ class FipsMethod(PerWeight):
     bias: ClassVar[str] = "bias"
     memory: ClassVar[int] = 8
     stored_types: ClassVar[Mapping[str, str]] = {"mask": "U8", **packed_types(("basis", "values"))}
-    stored_options: ClassVar[tuple[str, ...]] = ("factor_bits",)
+    stored_options: ClassVar[tuple[str, ...]] = ("factor_bits", "code_pattern")
     alone: ClassVar[bool] = False  # a mask of random bits would not do
     needs_analysis: ClassVar[bool] = False
 
@@ -80,6 +83,7 @@ class FipsMethod(PerWeight):
     sparsity: float | Literal["auto"] = "auto"
     sweeps: int = 6
     prune: Literal["start", "gradual"] = "start"
+    code_pattern: Literal["2:4", "1:4"] | None = None
     factor_bits: int | None = None
 
     def __post_init__(self) -> None:
@@ -97,8 +101,13 @@ class FipsMethod(PerWeight):
         if self.prune not in ("start", "gradual"):
             raise ValueError(f"prune must be 'start' or 'gradual', got {self.prune!r}")
         check_factor_bits(self.factor_bits)
-        if self.factor_bits is not None and self.prune != "start":
-            raise ValueError(f"prune must be 'start' with factor_bits, got {self.prune!r}")
+        if self.code_pattern is not None and self.code_pattern not in PATTERNS:
+            raise ValueError(f"code_pattern must be None, '2:4' or '1:4', got {self.code_pattern!r}")
+        for name in ("factor_bits", "code_pattern"):
+            if getattr(self, name) is not None and self.prune != "start":
+                raise ValueError(f"prune must be 'start' with {name}, got {self.prune!r}")
+        if self.code_pattern is not None and self.sparsity != "auto":
+            raise ValueError(f"sparsity must be 'auto' with code_pattern, which settles it, got {self.sparsity!r}")
 
     @property
     def remark(self) -> str:
@@ -187,10 +196,13 @@ class FipsMethod(PerWeight):
                 param_ratio,
                 sparsity,
                 itemsize=itemsize,
-                form="bitmask",
+                form=self.code_pattern or "bitmask",
                 rank=rank,
                 bits=self.factor_bits,
             )
+
+        if self.code_pattern is not None:
+            return at(0.0)
 
         if self.sparsity != "auto":
             return at(float(self.sparsity))
@@ -201,7 +213,8 @@ class FipsMethod(PerWeight):
         """Return the shapes of ``basis`` (d, r), ``values`` (k,) and ``mask`` (ceil(r / 8), n), or turned."""
         columns, kept = _pair(rank)
         short, long = sorted(shape)
-        bits = (columns + 7) // 8, long
+        fours = None if self.code_pattern is None else PATTERNS[self.code_pattern]
+        bits = (columns + 7) // 8 if fours is None else (columns * fours + 15) // 16, long
         mask = {"mask": bits[::-1] if shape[0] >= shape[1] else bits}
         if self.factor_bits is None:
             return {"basis": (short, columns), "values": (kept,), **mask}
@@ -274,7 +287,7 @@ class FipsMethod(PerWeight):
         rng: np.random.Generator,
     ) -> tuple[Arrays, dict[str, Rank], str, str]:
         pairs = [_pair(ranks[name]) for name in weights]
-        shares = Shares(pairs[0][0], sum(kept for _, kept in pairs), "bitmask")
+        shares = Shares(pairs[0][0], sum(kept for _, kept in pairs), self.code_pattern or "bitmask")
         made = fit_shared(
             list(weights.values()),
             [w.shape[0] >= w.shape[1] for w in weights.values()],
@@ -305,7 +318,7 @@ class FipsMethod(PerWeight):
             basis = (scale[0], packed[1]) if len(packed) == len(scale) == 2 else ()
             values = shapes.get("values.scale", ())
         if len(basis) == 2 and len(values) == 1 and len(mask) == 2:
-            rows = (basis[1] + 7) // 8
+            rows = self.layout((basis[0], basis[0] + 1), (basis[1], 0))["mask"][0]
             if mask[1] == rows and mask[0] >= basis[0]:
                 return mask[0], basis[0]
             if mask[0] == rows and mask[1] > basis[0]:
@@ -318,7 +331,9 @@ class FipsMethod(PerWeight):
         mask, bits = arrays["mask"], self.factor_bits
         basis = arrays["basis"] if bits is None else unpacked(arrays, "basis", bits, min(shape))
         turned = shape[0] == mask.shape[0]
-        keep = unpack_bits(mask.T if turned else mask, basis.shape[1])
+        mask = mask.T if turned else mask
+        fours = self.code_pattern and PATTERNS[self.code_pattern]
+        keep = unpack_places(mask, basis.shape[1], fours) if fours else unpack_bits(mask, basis.shape[1])
         count = int(np.count_nonzero(keep))
         if bits is not None and arrays["values.packed"].shape != packed_layout("", (count,), bits)[".packed"]:
             raise ValueError(f"values must be as many as the mask keeps, {count}")
@@ -365,6 +380,7 @@ class FipsMethod(PerWeight):
             kept=kept,
             bias=bias,
             bits=self.factor_bits,
+            pattern=self.code_pattern,
             device=device,
             dtype=dtype,
         )

@@ -103,7 +103,7 @@ class LowRankMethod(BudgetOptions):
             return ""
         return f"lowrank: factors of {self.factor_bits} bits a number; parameters count them, bytes their scales, too"
 
-    def parameters(self, shape: tuple[int, int], rank: Rank, /) -> int:
+    def parameters(self, shape: tuple[int, int], rank: Rank, /) -> int | None:
         """Return the numbers of both factors."""
         return as_int(rank) * sum(shape)
 

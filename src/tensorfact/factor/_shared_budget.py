@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tensorfact.factor._quantized import GROUP, SCALE_BITS, packed_bits
-from tensorfact.factor._shared_codes import Format, code_bytes
+from tensorfact.factor._shared_codes import PATTERNS, Format, code_bytes
 
 __all__ = ["Budget", "Shares", "budget_shares"]
 
@@ -50,6 +50,8 @@ def budget_shares(
     ValueError
         If not even a basis of one column with one value a matrix fits.
     """
+    if form in PATTERNS:
+        return _patterned(short, widths, param_ratio, itemsize, budget, form, rank, bits)
     if bits is not None and (form != "bitmask" or budget != "bytes"):
         raise ValueError(f"form must be bitmask and budget bytes with bits, got {form!r} and {budget!r}")
     total = sum(widths)
@@ -103,3 +105,44 @@ def _shares(
             low, high = (middle, high) if fits else (low, middle)
         rank = low
     return Shares(rank, kept(rank), form)
+
+
+def _patterned(
+    short: int,
+    widths: Sequence[int],
+    param_ratio: float,
+    itemsize: int,
+    budget: Budget,
+    form: Format,
+    rank: int | None,
+    bits: int | None,
+) -> Shares:
+    """The largest rank, a multiple of 4, at which codes of the pattern fit; it settles how many values there are."""
+    total, keep = sum(widths), PATTERNS[form]
+
+    def used(columns: int) -> int:
+        kept = [columns // 4 * keep * n for n in widths]
+        if budget == "parameters":
+            return itemsize * (columns * short + sum(kept))
+        masks = sum(code_bytes((columns, n), 0, itemsize, form) for n in widths)
+        if bits is None:
+            return masks + itemsize * (columns * short + sum(kept))
+        return masks + (packed_bits((short, columns), bits) + sum(packed_bits((k,), bits) for k in kept)) // 8
+
+    limit = math.floor(param_ratio * short * total * itemsize + 1e-6)
+    best = 0
+    if rank is not None:
+        best = rank if rank % 4 == 0 and used(rank) <= limit else 0
+    else:
+        most = 4 * total
+        low, high = 0, most // 4 + 1  # in fours: `low` fits, `high` does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if used(4 * middle) <= limit else (low, middle)
+        best = 4 * low
+    if not best:
+        raise ValueError(
+            f"param_ratio must leave room for a basis of {rank or 4} columns, a multiple of 4, and its codes, got "
+            f"{param_ratio:g} of {len(widths)} matrices with a short side of {short}"
+        )
+    return Shares(best, best // 4 * keep * total, form)

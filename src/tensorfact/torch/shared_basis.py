@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from tensorfact.factor._shared_codes import PATTERNS
 from tensorfact.factor._shared_path import shared_path
 from tensorfact.torch._mpo_cache import DenseCache
 from tensorfact.torch._mpo_op import untrackable
@@ -41,6 +42,9 @@ class SharedBasisLinear(nn.Module):
     bits : int, optional
         Store basis and values in so many bits a number, 2 to 8. They are unpacked in every pass that does not use a
         kept weight.
+    pattern : {"2:4", "1:4"}, optional
+        So many of every four rows of a column of the codes are kept; `kept` must be that number and `rank` a multiple
+        of 4.
     path : {"auto", "dense", "factored", "sparse"}
         "dense" multiplies the weight out, "factored" applies basis and codes one after the other, "sparse" does so
         without the zeros of the codes, where there is a kernel for it: in evaluation, without gradients, in float32 or
@@ -53,7 +57,8 @@ class SharedBasisLinear(nn.Module):
     -----
     State-dict keys: ``basis``; ``values``, the entries of the codes (rank, n) that are kept, row after row; ``mask``,
     uint8 of shape (ceil(rank / 8), n), eight rows of the codes to a byte, the first one lowest, and turned, (n,
-    ceil(rank / 8)), where the weight is the transposed product; ``bias``. Members of a group list the same basis each
+    ceil(rank / 8)), where the weight is the transposed product (with a `pattern` two bits for each value instead of one
+    for each place); ``bias``. Members of a group list the same basis each
     under its own name, as tied embeddings do; `torch.save`,
     `safetensors.torch.save_model` and `save_pretrained` write it once. `SharedBasisGroup` has it once in its state
     dict.
@@ -94,6 +99,7 @@ class SharedBasisLinear(nn.Module):
         bias: bool = True,
         basis: nn.Parameter | QuantizedTensor | None = None,
         bits: int | None = None,
+        pattern: Literal["2:4", "1:4"] | None = None,
         path: Path = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -108,8 +114,17 @@ class SharedBasisLinear(nn.Module):
             raise ValueError(f'path must be "auto", "dense", "factored" or "sparse", got {path!r}')
         if basis is not None and tuple(basis.shape) != (short, rank):
             raise ValueError(f"basis must be of shape {(short, rank)}, got {tuple(basis.shape)}")
+        if pattern is not None and (
+            pattern not in PATTERNS or rank % 4 or kept != rank // 4 * PATTERNS[pattern] * long
+        ):
+            raise ValueError(
+                f"pattern must be 2:4 or 1:4, of a rank that is a multiple of 4 and as many values as it keeps, got "
+                f"{pattern!r} with rank {rank} and {kept} values"
+            )
         self.in_features = in_features
         self.out_features = out_features
+        self.pattern = pattern
+        self._fours = None if pattern is None else PATTERNS[pattern]
         self.rank = rank
         self.kept = kept
         self.path: Path = path
@@ -157,23 +172,28 @@ class SharedBasisLinear(nn.Module):
         share = max(self.kept, 1) / (rows * columns)
         _draw(self.values, 1 / math.sqrt(3 * self.in_features * share))
         if not self.mask.is_meta:
-            keep = torch.zeros(rows * columns, dtype=torch.bool, device=self.mask.device)
-            keep[torch.randperm(rows * columns, device=self.mask.device)[: self.kept]] = True
+            at = self.mask.device
+            keep = torch.zeros(rows * columns, dtype=torch.bool, device=at)
+            if self._fours is None:
+                keep[torch.randperm(rows * columns, device=at)[: self.kept]] = True
+            else:
+                order = torch.rand(rows // 4, 4, columns, device=at).argsort(1)
+                keep = order < self._fours
             self.set_places(keep.reshape(rows, columns))
         if self.bias is not None:
             nn.init.uniform_(self.bias, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
 
     def _mask_shape(self) -> tuple[int, int]:
-        rows, columns = mask_shape(*self.code_shape)
+        rows, columns = mask_shape(*self.code_shape, self._fours)
         return (columns, rows) if self.transposed else (rows, columns)
 
     def kept_places(self) -> Tensor:
         """The mask (rank, n) of the codes, true where a value is stored."""
-        return unpack_mask(self.mask.T if self.transposed else self.mask, self.rank)
+        return unpack_mask(self.mask.T if self.transposed else self.mask, self.rank, self._fours)
 
     def set_places(self, keep: Tensor) -> None:
         """Take a mask (rank, n) with as many places as there are values."""
-        bits = pack_mask(keep)
+        bits = pack_mask(keep, self._fours)
         with torch.no_grad():
             self.mask.copy_(bits.T if self.transposed else bits)
 
@@ -181,12 +201,12 @@ class SharedBasisLinear(nn.Module):
         mask = state.get(f"{prefix}mask")
         if mask is not None and not mask.is_meta and tuple(mask.shape) == self._mask_shape():
             rows, columns = self.code_shape
-            count = int(unpack_mask(mask.T if self.transposed else mask, rows).sum())
-            padded = int(unpack_mask(mask.T if self.transposed else mask, mask_shape(rows, columns)[0] * 8).sum())
-            if count != self.kept or padded != count:
-                raise ValueError(
-                    f"{prefix}mask must keep {self.kept} places of the codes {rows, columns}, got {padded}"
-                )
+            bits = mask.T if self.transposed else mask
+            count = int(unpack_mask(bits, rows, self._fours).sum())
+            if self._fours is None:  # nor may a bit lie beyond the last row
+                count = max(count, int(unpack_mask(bits, 8 * bits.shape[0]).sum()))
+            if count != self.kept:
+                raise ValueError(f"{prefix}mask must keep {self.kept} places of the codes {rows, columns}, got {count}")
         super()._load_from_state_dict(state, prefix, *args)
 
     def dense_codes(self) -> Tensor:
@@ -336,6 +356,7 @@ class SharedBasisLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, kept={self.kept}, "
             f"density={density:.3g}, bias={self.bias is not None}"
             + ("" if self.bits is None else f", bits={self.bits}")
+            + ("" if self.pattern is None else f", pattern={self.pattern}")
         )
 
 

@@ -140,6 +140,7 @@ class SharedBasisGroup(nn.Module):
                 kept=len(code.values),
                 bias=bias is not None,
                 basis=basis,
+                pattern=None if code.keep is None else code.format,  # type: ignore[arg-type]
                 dtype=basis.dtype,
             )
             if layer.transposed != result.transposed[i]:
@@ -158,7 +159,7 @@ class SharedBasisGroup(nn.Module):
             SparseCodes.pack(
                 layer.dense_codes().detach().cpu().numpy(),
                 layer.kept_places().cpu().numpy(),
-                "bitmask",
+                layer.pattern or "bitmask",
             )
             for layer in self.layers().values()
         )
