@@ -294,3 +294,25 @@ def test_patterns_of_four(bert: Path, tmp_path: Path, pattern: str, bits: int | 
         FipsMethod(code_pattern=pattern, sparsity=0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="code_pattern must be None"):
         FipsMethod(code_pattern="3:4")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("prune", "pattern"), [("rigl", None), ("sr-ste", "1:4")])
+def test_masks_that_move_in_the_refinement(bert: Path, tmp_path: Path, prune: str, pattern: str | None) -> None:
+    options = {"prune": prune, "code_pattern": pattern}
+    data = {"calibration": WORDS, "refine": tc.Refinement(steps=120, lr=3e-3)}
+    report = compress(bert, tmp_path / "out", method="fips", options=options, **data)
+    check(bert, tmp_path / "out", report, tmp_path)
+    assert all(block.loss_after < block.loss_before for block in report.blocks)
+    still = compress(
+        bert, tmp_path / "still", method="fips", options={"code_pattern": pattern}, calibration=WORDS, refine=False
+    )
+    masks = [tensors(tmp_path / name) for name in ("out", "still")]
+    keys = [key for key in masks[0] if key.endswith(".mask")]
+    assert any(not torch.equal(masks[0][key], masks[1][key]) for key in keys)
+    assert still.bytes_after == report.bytes_after
+
+
+@pytest.mark.parametrize(("prune", "pattern"), [("rigl", "1:4"), ("sr-ste", None), ("gradual", "2:4"), ("magic", None)])
+def test_ways_to_prune_that_do_not_fit(prune: Any, pattern: Any) -> None:
+    with pytest.raises(ValueError, match="prune must be"):
+        FipsMethod(prune=prune, code_pattern=pattern)

@@ -54,9 +54,10 @@ class FipsMethod(PerWeight):
         into codes; 0.75 where d columns do not fit.
     sweeps : int
         Alternating least-squares sweeps; 0 prunes the codes of the SVD in one shot.
-    prune : {"start", "gradual"}
+    prune : {"start", "gradual", "rigl", "sr-ste"}
         Refinement begins with the pruned codes and keeps their places, or begins with dense codes and prunes them on
-        the way, by the schedule of FiPS; each layer ends with as many values as its start has.
+        the way, by the schedule of FiPS; or the places move, by the gradients (RigL), or within each four of a
+        `code_pattern` (SR-STE). Each layer ends with as many values as its start has.
     code_pattern : {"2:4", "1:4"}, optional
         Keep so many of every four codes of a column, one above the other, with two bits for each; the basis then has as
         many columns as the budget pays for, and `sparsity` does not count.
@@ -82,7 +83,7 @@ class FipsMethod(PerWeight):
     share: bool = True
     sparsity: float | Literal["auto"] = "auto"
     sweeps: int = 6
-    prune: Literal["start", "gradual"] = "start"
+    prune: Literal["start", "gradual", "rigl", "sr-ste"] = "start"
     code_pattern: Literal["2:4", "1:4"] | None = None
     factor_bits: int | None = None
 
@@ -98,14 +99,19 @@ class FipsMethod(PerWeight):
             raise ValueError(f"sparsity must be 'auto' or in [0, 1), got {self.sparsity!r}")
         if self.sweeps != 0 and not is_positive_int(self.sweeps):
             raise ValueError(f"sweeps must be an integer >= 0, got {self.sweeps!r}")
-        if self.prune not in ("start", "gradual"):
-            raise ValueError(f"prune must be 'start' or 'gradual', got {self.prune!r}")
+        if self.prune not in ("start", "gradual", "rigl", "sr-ste"):
+            raise ValueError(f"prune must be 'start', 'gradual', 'rigl' or 'sr-ste', got {self.prune!r}")
         check_factor_bits(self.factor_bits)
         if self.code_pattern is not None and self.code_pattern not in PATTERNS:
             raise ValueError(f"code_pattern must be None, '2:4' or '1:4', got {self.code_pattern!r}")
-        for name in ("factor_bits", "code_pattern"):
-            if getattr(self, name) is not None and self.prune != "start":
-                raise ValueError(f"prune must be 'start' with {name}, got {self.prune!r}")
+        if self.factor_bits is not None and self.prune != "start":
+            raise ValueError(f"prune must be 'start' with factor_bits, got {self.prune!r}")
+        if (self.prune == "sr-ste" and self.code_pattern is None) or (
+            self.prune in ("gradual", "rigl") and self.code_pattern is not None
+        ):
+            raise ValueError(
+                f"prune must be 'start' or 'sr-ste' with code_pattern, and without it not, got {self.prune!r}"
+            )
         if self.code_pattern is not None and self.sparsity != "auto":
             raise ValueError(f"sparsity must be 'auto' with code_pattern, which settles it, got {self.sparsity!r}")
 
@@ -411,7 +417,7 @@ class FipsMethod(PerWeight):
             ]
             return FewBitsTrainer([(layers[0].basis, factored.start.get(f"{first}.basis")), *values])
         codes = [factored.start[layer.name] for layer in unit.layers] if factored.start else None
-        return FipsTrainer(layers, steps, basis=factored.start.get("basis"), codes=codes)
+        return FipsTrainer(layers, steps, basis=factored.start.get("basis"), codes=codes, prune=self.prune)
 
 
 def _groups(blocks: Sequence[int], size: int) -> list[list[int]]:

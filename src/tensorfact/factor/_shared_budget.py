@@ -50,7 +50,7 @@ def budget_shares(
     ValueError
         If not even a basis of one column with one value a matrix fits.
     """
-    if form in PATTERNS:
+    if form == "2:4" or form == "1:4":
         return _patterned(short, widths, param_ratio, itemsize, budget, form, rank, bits)
     if bits is not None and (form != "bitmask" or budget != "bytes"):
         raise ValueError(f"form must be bitmask and budget bytes with bits, got {form!r} and {budget!r}")

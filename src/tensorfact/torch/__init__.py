@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tensorfact.torch._mask_training import PatternTrainer, RiglTrainer
 from tensorfact.torch._mpo_family import share_rebuilds
 from tensorfact.torch._shared_training import CodeTrainer, PruningSchedule
 from tensorfact.torch.decoupling import DecoupledMLP
@@ -24,9 +25,11 @@ __all__ = [
     "LTransformerEncoderLayer",
     "LowRankLinear",
     "MPOLinear",
+    "PatternTrainer",
     "PivotLowRankLinear",
     "PruningSchedule",
     "QuantizedLinear",
+    "RiglTrainer",
     "SharedBasisGroup",
     "SharedBasisLinear",
     "SplineActivation",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tensorfact.torch._quantized import numbers_of
 from tensorfact.torch.shared_basis import SharedBasisLinear
 
-__all__ = ["CodeTrainer", "PruningSchedule"]
+__all__ = ["CodeTrainer", "PruningSchedule", "opened"]
 
 
 class PruningSchedule:
@@ -121,11 +121,15 @@ class CodeTrainer:
         if schedule is not None:
             self._prune(0, None)
 
+    def basis(self) -> Tensor:
+        """The basis that the layers share."""
+        return numbers_of(self.layers[0].basis)
+
     def parameters(self) -> list[nn.Parameter]:
         """The basis, the dense codes and the biases."""
         basis = self.layers[0].basis
         assert isinstance(basis, nn.Parameter)
-        found = [basis, *(_opened(layer)[0] for layer in self.layers)]
+        found = [basis, *(opened(layer)[0] for layer in self.layers)]
         return [*found, *(layer.bias for layer in self.layers if layer.bias is not None)]
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -146,12 +150,12 @@ class CodeTrainer:
     def _prune(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         assert self.schedule is not None
         sparsity = 1.0 if step >= self.schedule.end else self.schedule.sparsity(step)
-        lengths = torch.linalg.vector_norm(numbers_of(self.layers[0].basis), dim=0)
+        lengths = torch.linalg.vector_norm(self.basis(), dim=0)
         scale = torch.ones_like(lengths) if self.score == "magnitude" else lengths
         groups = [self.layers] if self.together else [[layer] for layer in self.layers]
         for group in groups:
             # what a mask has cut stays cut: its values are zero
-            masked = [(codes * keep).abs() * scale[:, None] for codes, keep in map(_opened, group)]
+            masked = [(codes * keep).abs() * scale[:, None] for codes, keep in map(opened, group)]
             flat = torch.cat([part.reshape(-1) for part in masked])
             kept = max(sum(layer.kept for layer in group), round(flat.numel() * (1 - sparsity)))
             chosen = torch.zeros_like(flat, dtype=torch.bool)
@@ -165,7 +169,7 @@ class CodeTrainer:
     @torch.no_grad()
     def _clear(self, optimizer: torch.optim.Optimizer | None) -> None:
         for layer in self.layers:
-            codes, keep = _opened(layer)
+            codes, keep = opened(layer)
             codes.mul_(keep)
             state: dict[str, Any] = {} if optimizer is None else optimizer.state.get(codes, {})
             for value in state.values():
@@ -178,16 +182,17 @@ class CodeTrainer:
         for layer in self.layers:
             if layer.codes is None:
                 continue
-            codes, keep = _opened(layer)
+            codes, keep = opened(layer)
             values = codes[keep]
             layer.kept = values.numel()
             layer.values = nn.Parameter(values.clone(), requires_grad=numbers_of(layer.values).requires_grad)
             layer.set_places(keep)
             layer.codes = None
             layer.keep = None
+            layer.straight = False
 
 
-def _opened(layer: SharedBasisLinear) -> tuple[nn.Parameter, Tensor]:
+def opened(layer: SharedBasisLinear) -> tuple[nn.Parameter, Tensor]:
     """The dense codes and the mask of a layer in training."""
     if layer.codes is None or layer.keep is None:
         raise ValueError(f"layers must not be packed while they are trained, got {layer}")

@@ -138,6 +138,7 @@ class SharedBasisLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("codes", None)  # dense codes while a CodeTrainer is at work
         self.register_buffer("keep", None, persistent=False)
+        self.straight = False  # whether gradients reach the codes that `keep` cuts
         self._dense, self._packed = DenseCache(), PlanCache()
         self.reset_parameters(basis=fresh)
 
@@ -212,7 +213,9 @@ class SharedBasisLinear(nn.Module):
     def dense_codes(self) -> Tensor:
         """The codes (rank, n) with their zeros; differentiable."""
         if self.codes is not None and self.keep is not None:
-            return self.codes * self.keep
+            kept = self.codes * self.keep
+            # straight through: places that are cut get the gradients of what would stand there
+            return kept + (self.codes - self.codes.detach()) * ~self.keep if self.straight else kept
         return spread(numbers_of(self.values), self.kept_places())
 
     @property
