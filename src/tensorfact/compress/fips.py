@@ -15,20 +15,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from tensorfact.compress._few_bits import (
-    FewBitsTrainer,
-    check_factor_bits,
-    packed_arrays,
-    packed_layout,
-    packed_types,
-    unpacked,
-)
+from tensorfact.compress._few_bits import FewBitsTrainer, check_factor_bits, packed_types
+from tensorfact.compress._fips_arrays import FipsForm, as_pair
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
 from tensorfact.compress._mlp_names import block_of, is_mlp
 from tensorfact.compress._types import BITS, is_positive_int
 from tensorfact.compress._units import Evidence, FactoredUnit, PerWeight, Trainer, Unit
 from tensorfact.factor._shared_budget import Shares, budget_shares
-from tensorfact.factor._shared_codes import PATTERNS, unpack_bits, unpack_places
+from tensorfact.factor._shared_codes import PATTERNS
 from tensorfact.factor._shared_path import shared_path
 from tensorfact.factor.shared_basis import fit_shared, short_first, svd_start
 
@@ -215,22 +209,19 @@ class FipsMethod(PerWeight):
         usual = at(0.75)
         return at(0.0, short) if usual.rank > short else usual
 
+    @property
+    def form(self) -> FipsForm:
+        """How the arrays are stored."""
+        return FipsForm(self.factor_bits, self.code_pattern)
+
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
         """Return the shapes of ``basis`` (d, r), ``values`` (k,) and ``mask`` (ceil(r / 8), n), or turned."""
-        columns, kept = _pair(rank)
-        short, long = sorted(shape)
-        fours = None if self.code_pattern is None else PATTERNS[self.code_pattern]
-        bits = (columns + 7) // 8 if fours is None else (columns * fours + 15) // 16, long
-        mask = {"mask": bits[::-1] if shape[0] >= shape[1] else bits}
-        if self.factor_bits is None:
-            return {"basis": (short, columns), "values": (kept,), **mask}
-        packed = packed_layout("basis", (short, columns), self.factor_bits)
-        return {**packed, **packed_layout("values", (kept,), self.factor_bits), **mask}
+        return self.form.layout(shape, rank)
 
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Return one weight with a basis of its own."""
         made = self._fitted({"": weight}, {"": rank}, None, rng)
-        arrays = {key.removeprefix("."): values for key, values in self._stored(made[0]).items()}
+        arrays = {key.removeprefix("."): values for key, values in self.form.stored(made[0]).items()}
         return Factored(arrays, self.residual(weight, arrays), made[2])
 
     def factor_unit(
@@ -251,33 +242,14 @@ class FipsMethod(PerWeight):
         )
         begin: Arrays = {}
         if self.prune == "gradual":
-            begin = self._dense_start({name: weights[name] for name in names}, _pair(ranks[names[0]])[0], rng)
+            begin = self._dense_start({name: weights[name] for name in names}, as_pair(ranks[names[0]])[0], rng)
         elif self.factor_bits is not None:
             begin = arrays
-        stored = self._stored(arrays)
+        stored = self.form.stored(arrays)
         errors = {}
         for name in names:
-            own = {key: values for part in self._own(stored, names[0], name) for key, values in part.items()}
-            errors[name] = self.residual(weights[name], own)
+            errors[name] = self.residual(weights[name], self.form.of_layer(stored, names[0], name))
         return FactoredUnit(stored, errors, path, ranks=settled, start=begin, notes=(note, _runs(unit, settled)))
-
-    def _own(self, arrays: Arrays, first: str, name: str) -> tuple[Arrays, Arrays]:
-        """Arrays of a layer by suffix: those of its basis, which are stored with the first one, and its own."""
-        by_layer = [
-            {key.removeprefix(f"{owner}."): v for key, v in arrays.items() if key.startswith(f"{owner}.")}
-            for owner in (first, name)
-        ]
-        basis = {key: v for key, v in by_layer[0].items() if key.startswith("basis")}
-        return basis, {key: v for key, v in by_layer[1].items() if not key.startswith("basis")}
-
-    def _stored(self, arrays: Arrays) -> Arrays:
-        """Arrays with basis and values in few bits, where they are to be stored so."""
-        if self.factor_bits is None:
-            return arrays
-        found: Arrays = {}
-        for key, values in arrays.items():
-            found |= {key: values} if key.endswith("mask") else packed_arrays(key, values, self.factor_bits)
-        return found
 
     def _dense_start(self, weights: Mapping[str, npt.NDArray[Any]], rank: int, rng: np.random.Generator) -> Arrays:
         """Basis and dense codes of the SVD, padded, from which FiPS prunes."""
@@ -292,7 +264,7 @@ class FipsMethod(PerWeight):
         grams: Mapping[str, npt.NDArray[np.float64]] | None,
         rng: np.random.Generator,
     ) -> tuple[Arrays, dict[str, Rank], str, str]:
-        pairs = [_pair(ranks[name]) for name in weights]
+        pairs = [as_pair(ranks[name]) for name in weights]
         shares = Shares(pairs[0][0], sum(kept for _, kept in pairs), self.code_pattern or "bitmask")
         made = fit_shared(
             list(weights.values()),
@@ -318,38 +290,11 @@ class FipsMethod(PerWeight):
 
     def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
         """Return ``(out, in)``; the mask says which way the weight is turned."""
-        basis, values, mask = (shapes.get(name, ()) for name in ("basis", "values", "mask"))
-        if self.factor_bits is not None:
-            packed, scale = shapes.get("basis.packed", ()), shapes.get("basis.scale", ())
-            basis = (scale[0], packed[1]) if len(packed) == len(scale) == 2 else ()
-            values = shapes.get("values.scale", ())
-        if len(basis) == 2 and len(values) == 1 and len(mask) == 2:
-            rows = self.layout((basis[0], basis[0] + 1), (basis[1], 0))["mask"][0]
-            if mask[1] == rows and mask[0] >= basis[0]:
-                return mask[0], basis[0]
-            if mask[0] == rows and mask[1] > basis[0]:
-                return basis[0], mask[1]
-        raise ValueError(f"basis, values and mask must fit together, got {basis}, {values}, {mask}")
+        return self.form.dense_shape(shapes)
 
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return the product of basis and codes, turned as the weight."""
-        shape = self.dense_shape({name: array.shape for name, array in arrays.items()})
-        mask, bits = arrays["mask"], self.factor_bits
-        basis = arrays["basis"] if bits is None else unpacked(arrays, "basis", bits, min(shape))
-        turned = shape[0] == mask.shape[0]
-        mask = mask.T if turned else mask
-        fours = self.code_pattern and PATTERNS[self.code_pattern]
-        keep = unpack_places(mask, basis.shape[1], fours) if fours else unpack_bits(mask, basis.shape[1])
-        count = int(np.count_nonzero(keep))
-        if bits is not None and arrays["values.packed"].shape != packed_layout("", (count,), bits)[".packed"]:
-            raise ValueError(f"values must be as many as the mask keeps, {count}")
-        values = arrays["values"] if bits is None else unpacked(arrays, "values", bits, count)
-        if count != len(values):
-            raise ValueError(f"values must be as many as the mask keeps, {count}, got {len(values)}")
-        codes = np.zeros(keep.shape, dtype=values.dtype)
-        codes[keep] = values
-        product = basis @ codes
-        return product.T if turned else product
+        return self.form.expand(arrays)
 
     def predicted_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return None: it is not known beforehand."""
@@ -364,8 +309,7 @@ class FipsMethod(PerWeight):
         found = {}
         for unit in (recipe.get("units") or {}).values():
             first, *others = unit["layers"]
-            ends = ("basis",) if self.factor_bits is None else ("basis.packed", "basis.scale")
-            found.update({f"{name}.{end}": f"{first}.{end}" for name in others for end in ends})
+            found.update({f"{name}.{end}": f"{first}.{end}" for name in others for end in self.form.basis_suffixes()})
         return found
 
     def module_class(self) -> type[Any]:
@@ -378,7 +322,7 @@ class FipsMethod(PerWeight):
         self, shape: tuple[int, int], rank: Rank, /, *, bias: bool, device: Any = None, dtype: Any = None
     ) -> Any:
         """Return a `SharedBasisLinear` with a basis of its own."""
-        columns, kept = _pair(rank)
+        columns, kept = as_pair(rank)
         return self.module_class()(
             shape[1],
             shape[0],
@@ -436,15 +380,9 @@ def _groups(blocks: Sequence[int], size: int) -> list[list[int]]:
     return groups
 
 
-def _pair(rank: Rank) -> tuple[int, int]:
-    if not isinstance(rank, tuple) or len(rank) != 2:
-        raise ValueError(f"rank must be columns of the basis and values of the codes for a fips weight, got {rank!r}")
-    return rank
-
-
 def _runs(unit: Unit, ranks: Mapping[str, Rank]) -> str:
     """Say how the layers of a unit are evaluated on this CPU, for a batch of many rows."""
-    ways = [shared_path(_MANY, layer.shape, *_pair(ranks[layer.name])) for layer in unit.layers]
+    ways = [shared_path(_MANY, layer.shape, *as_pair(ranks[layer.name])) for layer in unit.layers]
     count = ways.count("sparse")
     if not count:
         return "on a CPU evaluation keeps the dense weights: products with so many codes are not faster"
