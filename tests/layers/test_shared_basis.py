@@ -279,7 +279,7 @@ def test_cuda_gives_the_same() -> None:
         ({"rank": True}, "rank"),
         ({"kept": -1}, "kept"),
         ({"kept": 5 * 12 + 1}, "kept"),
-        ({"path": "sparse"}, "path"),
+        ({"path": "csr"}, "path"),
         ({"basis": nn.Parameter(torch.zeros(3, 3))}, "basis"),
     ],
 )
@@ -335,3 +335,16 @@ def test_assigned_state_is_tied_again() -> None:
     group.load_state_dict({key: value.clone() for key, value in group.state_dict().items()}, assign=True)
     assert group["a"].basis is group["b"].basis
     assert len(list(group.parameters())) == before
+
+
+def test_a_mask_that_does_not_fit_is_refused() -> None:
+    layer = SharedBasisLinear(16, 64, rank=20, kept=300)
+    state = {key: value.clone() for key, value in layer.state_dict().items()}
+    state["mask"][0, 0] ^= 1
+    with pytest.raises(ValueError, match="mask must keep 300 places of the codes"):
+        layer.load_state_dict(state)
+    state["mask"][0, 0] ^= 1
+    layer.load_state_dict(state)
+    state["mask"][0, 2] |= 128  # a bit beyond the last row
+    with pytest.raises(ValueError, match=r"mask must keep 300 places of the codes \(20, 64\), got 301"):
+        nn.ModuleList([layer]).load_state_dict({f"0.{key}": value for key, value in state.items()})

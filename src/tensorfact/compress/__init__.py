@@ -17,6 +17,8 @@ from tensorfact.compress.huggingface import register as _register_with_transform
 from tensorfact.compress.lowrank import LowRankMethod
 from tensorfact.compress.lproduct import LProductMethod
 from tensorfact.compress.mpo import MPOMethod
+from tensorfact.compress.pivots import PivotMethod
+from tensorfact.compress.quantize import QuantizeMethod
 from tensorfact.compress.records import DenseRecord, Fidelity, Latency, LayerRecord, Report
 from tensorfact.compress.run import compress, estimate, load
 from tensorfact.compress.verify import verify
@@ -34,6 +36,8 @@ __all__ = [
     "LowRankMethod",
     "MPOMethod",
     "Method",
+    "PivotMethod",
+    "QuantizeMethod",
     "Refinement",
     "Report",
     "compress",

@@ -16,7 +16,7 @@ __all__ = ["FipsTrainer"]
 
 
 class FipsTrainer(Trainer):
-    """Dense codes under masks: those of the stored start, or pruned gradually from `basis` and dense `codes`."""
+    """Dense codes under masks: those of the stored start, which may move, or pruned from `basis` and dense `codes`."""
 
     def __init__(
         self,
@@ -25,18 +25,22 @@ class FipsTrainer(Trainer):
         *,
         basis: npt.NDArray[Any] | None = None,
         codes: Sequence[npt.NDArray[Any]] | None = None,
+        prune: str = "start",
     ) -> None:
         import torch
 
-        from tensorfact.torch import CodeTrainer, PruningSchedule
+        from tensorfact.torch import CodeTrainer, PatternTrainer, PruningSchedule, RiglTrainer
+        from tensorfact.torch._quantized import numbers_of
 
+        self._codes: CodeTrainer
         if basis is None or codes is None:
-            self._codes = CodeTrainer(layers)
+            moving = {"rigl": RiglTrainer, "sr-ste": PatternTrainer}.get(prune)
+            self._codes = CodeTrainer(layers) if moving is None else moving(layers, steps)
             return
         places = sum(layer.code_shape[0] * layer.code_shape[1] for layer in layers)
         schedule = PruningSchedule(steps, 1 - sum(layer.kept for layer in layers) / places)
         with torch.no_grad():
-            layers[0].basis.copy_(torch.from_numpy(basis))
+            numbers_of(layers[0].basis).copy_(torch.from_numpy(basis))
         # each layer keeps as many values as it was given, so the stored shapes are known beforehand
         dense = [torch.from_numpy(part) for part in codes]
         self._codes = CodeTrainer(layers, schedule, codes=dense, score="magnitude", together=False)

@@ -176,6 +176,12 @@ class HeldRun:
             raise ValueError("blocks are refined with calibration data only")
         outside = [stage for stage in self.stages if stage.first is None]
         self._at_once(outside)
+        lost = [layer.name for stage in outside for layer in stage.layers]
+        if lost:  # the other stack of a model with two, a pooler
+            where = flow.blocks[0][0].rpartition(".")[0]
+            self.job.notes.append(
+                f"{len(lost)} layers were not trained, for they are not in the blocks of {where}: {', '.join(lost[:3])}"
+            )
         flow.start()
         runner = StageRun(self.job, self.state, self.pool, self.evidence)
         staged = {stage.first: stage for stage in self.stages if stage.first is not None}

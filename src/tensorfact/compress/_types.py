@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ __all__ = [
     "INTEGER_TYPES",
     "decode",
     "encode",
+    "encode_all",
     "is_positive_int",
     "nbytes",
     "storage",
@@ -57,6 +59,28 @@ def encode(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     rounded = (bits >> np.uint32(16)).astype(np.uint16)
     rounded[quiet] = 0x7FC0  # the carry would turn some NaN patterns into infinity
     return rounded
+
+
+def encode_all(
+    arrays: Mapping[str, npt.NDArray[Any]], types: Mapping[str, str], where: str = ""
+) -> dict[str, npt.NDArray[Any]]:
+    """Cast arrays to safetensors types, by name; integers stay as they are. `where` is for the message.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite in its stored type.
+    """
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, values in arrays.items():
+        if types[name] not in FLOAT_TYPES:
+            found[name] = np.ascontiguousarray(values)
+            continue
+        with np.errstate(over="ignore"):  # said below, by name
+            found[name] = encode(values, types[name])
+        if not np.isfinite(decode(found[name], types[name])).all():
+            raise ValueError(f"{name}{where} does not fit {types[name]}: it must be finite")
+    return found
 
 
 def nbytes(dtype: str, size: int) -> int:

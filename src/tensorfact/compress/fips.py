@@ -15,15 +15,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tensorfact.compress._few_bits import FewBitsTrainer, check_factor_bits, packed_types
+from tensorfact.compress._fips_arrays import FipsForm, as_pair
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
 from tensorfact.compress._mlp_names import block_of, is_mlp
 from tensorfact.compress._types import BITS, is_positive_int
 from tensorfact.compress._units import Evidence, FactoredUnit, PerWeight, Trainer, Unit
 from tensorfact.factor._shared_budget import Shares, budget_shares
-from tensorfact.factor._shared_codes import unpack_bits
+from tensorfact.factor._shared_codes import PATTERNS
+from tensorfact.factor._shared_path import shared_path
 from tensorfact.factor.shared_basis import fit_shared, short_first, svd_start
 
 __all__ = ["FipsMethod"]
+
+_MANY = 512  # rows of a batch, where the report says which way is the faster one
 
 
 @register
@@ -43,9 +48,16 @@ class FipsMethod(PerWeight):
         into codes; 0.75 where d columns do not fit.
     sweeps : int
         Alternating least-squares sweeps; 0 prunes the codes of the SVD in one shot.
-    prune : {"start", "gradual"}
+    prune : {"start", "gradual", "rigl", "sr-ste"}
         Refinement begins with the pruned codes and keeps their places, or begins with dense codes and prunes them on
-        the way, by the schedule of FiPS; each layer ends with as many values as its start has.
+        the way, by the schedule of FiPS; or the places move, by the gradients (RigL), or within each four of a
+        `code_pattern` (SR-STE). Each layer ends with as many values as its start has.
+    code_pattern : {"2:4", "1:4"}, optional
+        Keep so many of every four codes of a column, one above the other, with two bits for each; the basis then has as
+        many columns as the budget pays for, and `sparsity` does not count.
+    factor_bits : int, optional
+        Store basis and values in so many bits a number, 2 to 8; not with gradual pruning. The budget is one of bytes:
+        fewer bits buy more numbers.
 
     Notes
     -----
@@ -53,10 +65,11 @@ class FipsMethod(PerWeight):
     """
 
     name: ClassVar[str] = "fips"
-    pattern: ClassVar[str] = r"basis|values|mask"
+    pattern: ClassVar[str] = r"(?:basis|values)(?:\.(?:packed|scale))?|mask"
     bias: ClassVar[str] = "bias"
     memory: ClassVar[int] = 8
-    stored_types: ClassVar[Mapping[str, str]] = {"mask": "U8"}
+    stored_types: ClassVar[Mapping[str, str]] = {"mask": "U8", **packed_types(("basis", "values"))}
+    stored_options: ClassVar[tuple[str, ...]] = ("factor_bits", "code_pattern")
     alone: ClassVar[bool] = False  # a mask of random bits would not do
     needs_analysis: ClassVar[bool] = False
 
@@ -64,7 +77,9 @@ class FipsMethod(PerWeight):
     share: bool = True
     sparsity: float | Literal["auto"] = "auto"
     sweeps: int = 6
-    prune: Literal["start", "gradual"] = "start"
+    prune: Literal["start", "gradual", "rigl", "sr-ste"] = "start"
+    code_pattern: Literal["2:4", "1:4"] | None = None
+    factor_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -78,8 +93,21 @@ class FipsMethod(PerWeight):
             raise ValueError(f"sparsity must be 'auto' or in [0, 1), got {self.sparsity!r}")
         if self.sweeps != 0 and not is_positive_int(self.sweeps):
             raise ValueError(f"sweeps must be an integer >= 0, got {self.sweeps!r}")
-        if self.prune not in ("start", "gradual"):
-            raise ValueError(f"prune must be 'start' or 'gradual', got {self.prune!r}")
+        if self.prune not in ("start", "gradual", "rigl", "sr-ste"):
+            raise ValueError(f"prune must be 'start', 'gradual', 'rigl' or 'sr-ste', got {self.prune!r}")
+        check_factor_bits(self.factor_bits)
+        if self.code_pattern is not None and self.code_pattern not in PATTERNS:
+            raise ValueError(f"code_pattern must be None, '2:4' or '1:4', got {self.code_pattern!r}")
+        if self.factor_bits is not None and self.prune != "start":
+            raise ValueError(f"prune must be 'start' with factor_bits, got {self.prune!r}")
+        if (self.prune == "sr-ste" and self.code_pattern is None) or (
+            self.prune in ("gradual", "rigl") and self.code_pattern is not None
+        ):
+            raise ValueError(
+                f"prune must be 'start' or 'sr-ste' with code_pattern, and without it not, got {self.prune!r}"
+            )
+        if self.code_pattern is not None and self.sparsity != "auto":
+            raise ValueError(f"sparsity must be 'auto' with code_pattern, which settles it, got {self.sparsity!r}")
 
     @property
     def remark(self) -> str:
@@ -88,6 +116,7 @@ class FipsMethod(PerWeight):
         return (
             f"fips: {owner}; a rank is the columns of the basis and the values of the sparse codes. Numbers after "
             "include the bits of the masks, and each layer's equal part of its basis"
+            + ("" if self.factor_bits is None else f"; basis and values have {self.factor_bits} bits a number")
         )
 
     def wanted(self, name: str, shape: tuple[int, int], /) -> str:
@@ -161,28 +190,38 @@ class FipsMethod(PerWeight):
         itemsize = BITS[unit.layers[0].info.dtype] // 8
 
         def at(sparsity: float, rank: int | None = None) -> Shares:
-            return budget_shares(short, widths, param_ratio, sparsity, itemsize=itemsize, form="bitmask", rank=rank)
+            return budget_shares(
+                short,
+                widths,
+                param_ratio,
+                sparsity,
+                itemsize=itemsize,
+                form=self.code_pattern or "bitmask",
+                rank=rank,
+                bits=self.factor_bits,
+            )
+
+        if self.code_pattern is not None:
+            return at(0.0)
 
         if self.sparsity != "auto":
             return at(float(self.sparsity))
         usual = at(0.75)
         return at(0.0, short) if usual.rank > short else usual
 
+    @property
+    def form(self) -> FipsForm:
+        """How the arrays are stored."""
+        return FipsForm(self.factor_bits, self.code_pattern)
+
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
         """Return the shapes of ``basis`` (d, r), ``values`` (k,) and ``mask`` (ceil(r / 8), n), or turned."""
-        columns, kept = _pair(rank)
-        short, long = sorted(shape)
-        bits = (columns + 7) // 8, long
-        return {
-            "basis": (short, columns),
-            "values": (kept,),
-            "mask": bits[::-1] if shape[0] >= shape[1] else bits,
-        }
+        return self.form.layout(shape, rank)
 
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Return one weight with a basis of its own."""
         made = self._fitted({"": weight}, {"": rank}, None, rng)
-        arrays = {key.removeprefix("."): values for key, values in made[0].items()}
+        arrays = {key.removeprefix("."): values for key, values in self.form.stored(made[0]).items()}
         return Factored(arrays, self.residual(weight, arrays), made[2])
 
     def factor_unit(
@@ -201,14 +240,16 @@ class FipsMethod(PerWeight):
         arrays, settled, path, note = self._fitted(
             {name: weights[name] for name in names}, {name: ranks[name] for name in names}, grams, rng
         )
-        errors = {}
-        for name in names:
-            own = {"basis": arrays[f"{names[0]}.basis"], **{key: arrays[f"{name}.{key}"] for key in ("values", "mask")}}
-            errors[name] = self.residual(weights[name], own)
         begin: Arrays = {}
         if self.prune == "gradual":
-            begin = self._dense_start({name: weights[name] for name in names}, _pair(ranks[names[0]])[0], rng)
-        return FactoredUnit(arrays, errors, path, ranks=settled, start=begin, notes=(note,))
+            begin = self._dense_start({name: weights[name] for name in names}, as_pair(ranks[names[0]])[0], rng)
+        elif self.factor_bits is not None:
+            begin = arrays
+        stored = self.form.stored(arrays)
+        errors = {}
+        for name in names:
+            errors[name] = self.residual(weights[name], self.form.of_layer(stored, names[0], name))
+        return FactoredUnit(stored, errors, path, ranks=settled, start=begin, notes=(note, _runs(unit, settled)))
 
     def _dense_start(self, weights: Mapping[str, npt.NDArray[Any]], rank: int, rng: np.random.Generator) -> Arrays:
         """Basis and dense codes of the SVD, padded, from which FiPS prunes."""
@@ -223,8 +264,8 @@ class FipsMethod(PerWeight):
         grams: Mapping[str, npt.NDArray[np.float64]] | None,
         rng: np.random.Generator,
     ) -> tuple[Arrays, dict[str, Rank], str, str]:
-        pairs = [_pair(ranks[name]) for name in weights]
-        shares = Shares(pairs[0][0], sum(kept for _, kept in pairs), "bitmask")
+        pairs = [as_pair(ranks[name]) for name in weights]
+        shares = Shares(pairs[0][0], sum(kept for _, kept in pairs), self.code_pattern or "bitmask")
         made = fit_shared(
             list(weights.values()),
             [w.shape[0] >= w.shape[1] for w in weights.values()],
@@ -249,27 +290,11 @@ class FipsMethod(PerWeight):
 
     def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
         """Return ``(out, in)``; the mask says which way the weight is turned."""
-        basis, values, mask = (shapes.get(name, ()) for name in ("basis", "values", "mask"))
-        if len(basis) == 2 and len(values) == 1 and len(mask) == 2:
-            rows = (basis[1] + 7) // 8
-            if mask[1] == rows and mask[0] >= basis[0]:
-                return mask[0], basis[0]
-            if mask[0] == rows and mask[1] > basis[0]:
-                return basis[0], mask[1]
-        raise ValueError(f"basis, values and mask must fit together, got {basis}, {values}, {mask}")
+        return self.form.dense_shape(shapes)
 
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return the product of basis and codes, turned as the weight."""
-        basis, values, mask = (arrays[name] for name in ("basis", "values", "mask"))
-        shape = self.dense_shape({name: array.shape for name, array in arrays.items()})
-        turned = shape[0] == mask.shape[0]
-        keep = unpack_bits(mask.T if turned else mask, basis.shape[1])
-        if np.count_nonzero(keep) != len(values):
-            raise ValueError(f"values must be as many as the mask keeps, {np.count_nonzero(keep)}, got {len(values)}")
-        codes = np.zeros(keep.shape, dtype=values.dtype)
-        codes[keep] = values
-        product = basis @ codes
-        return product.T if turned else product
+        return self.form.expand(arrays)
 
     def predicted_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return None: it is not known beforehand."""
@@ -284,7 +309,7 @@ class FipsMethod(PerWeight):
         found = {}
         for unit in (recipe.get("units") or {}).values():
             first, *others = unit["layers"]
-            found.update({f"{name}.basis": f"{first}.basis" for name in others})
+            found.update({f"{name}.{end}": f"{first}.{end}" for name in others for end in self.form.basis_suffixes()})
         return found
 
     def module_class(self) -> type[Any]:
@@ -297,8 +322,18 @@ class FipsMethod(PerWeight):
         self, shape: tuple[int, int], rank: Rank, /, *, bias: bool, device: Any = None, dtype: Any = None
     ) -> Any:
         """Return a `SharedBasisLinear` with a basis of its own."""
-        columns, kept = _pair(rank)
-        return self.module_class()(shape[1], shape[0], rank=columns, kept=kept, bias=bias, device=device, dtype=dtype)
+        columns, kept = as_pair(rank)
+        return self.module_class()(
+            shape[1],
+            shape[0],
+            rank=columns,
+            kept=kept,
+            bias=bias,
+            bits=self.factor_bits,
+            pattern=self.code_pattern,
+            device=device,
+            dtype=dtype,
+        )
 
     def install(
         self, model: Any, names: Mapping[str, str], ranks: Mapping[str, Rank], recipe: Mapping[str, Any], /
@@ -318,8 +353,15 @@ class FipsMethod(PerWeight):
         from tensorfact.compress._fips_trainer import FipsTrainer
 
         layers = [modules[layer.name] for layer in unit.layers]
+        if self.factor_bits is not None:
+            first = unit.layers[0].name
+            values = [
+                (module.values, factored.start.get(f"{layer.name}.values"))
+                for layer, module in zip(unit.layers, layers, strict=True)
+            ]
+            return FewBitsTrainer([(layers[0].basis, factored.start.get(f"{first}.basis")), *values])
         codes = [factored.start[layer.name] for layer in unit.layers] if factored.start else None
-        return FipsTrainer(layers, steps, basis=factored.start.get("basis"), codes=codes)
+        return FipsTrainer(layers, steps, basis=factored.start.get("basis"), codes=codes, prune=self.prune)
 
 
 def _groups(blocks: Sequence[int], size: int) -> list[list[int]]:
@@ -338,10 +380,14 @@ def _groups(blocks: Sequence[int], size: int) -> list[list[int]]:
     return groups
 
 
-def _pair(rank: Rank) -> tuple[int, int]:
-    if not isinstance(rank, tuple) or len(rank) != 2:
-        raise ValueError(f"rank must be columns of the basis and values of the codes for a fips weight, got {rank!r}")
-    return rank
+def _runs(unit: Unit, ranks: Mapping[str, Rank]) -> str:
+    """Say how the layers of a unit are evaluated on this CPU, for a batch of many rows."""
+    ways = [shared_path(_MANY, layer.shape, *as_pair(ranks[layer.name])) for layer in unit.layers]
+    count = ways.count("sparse")
+    if not count:
+        return "on a CPU evaluation keeps the dense weights: products with so many codes are not faster"
+    some = "all" if count == len(ways) else f"{count} of {len(ways)}"
+    return f"on a CPU evaluation in float32 multiplies sparse codes in {some} of these layers: faster than dense ones"
 
 
 def _grams(evidence: Evidence, names: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tensorfact.factor._input import check_count, check_fraction
 from tensorfact.factor._shared_budget import Budget, Shares, budget_shares
-from tensorfact.factor._shared_codes import Format, SparseCodes
+from tensorfact.factor._shared_codes import PATTERNS, Format, SparseCodes
 from tensorfact.factor._shared_refit import Member, loss, refit_basis, refit_codes, scores, top
 from tensorfact.factor._shared_result import SharedBasis, SharedBasisInfo
 from tensorfact.factor.low_rank import randomized_svd
@@ -60,8 +60,10 @@ def shared_basis(
         error of the outputs, relative for each matrix. Singular ones do. They have no use without sweeps.
     budget : {"bytes", "parameters"}
         "bytes" counts masks and indices; "parameters" counts basis and values only, as the paper does.
-    format : {"auto", "bitmask", "csr"}
-        How places of values are stored; "auto" takes what lets the basis be larger.
+    format : {"auto", "bitmask", "csr", "2:4", "1:4"}
+        How places of values are stored; "auto" takes the one of the first two that lets the basis be larger. "2:4" and
+        "1:4" keep so many of every four rows of a column, with two bits for each: the rank is then a multiple of 4 and
+        takes all of the budget, and `sparsity` does not count.
     rank : int, optional
         Columns of the basis; codes get the rest of the budget, and `sparsity` does not count.
     sweeps : int
@@ -120,8 +122,8 @@ def shared_basis(
         raise ValueError(f"param_ratio must be in (0, 1], got {param_ratio!r}")
     if budget not in ("bytes", "parameters"):
         raise ValueError(f"budget must be 'bytes' or 'parameters', got {budget!r}")
-    if format not in ("auto", "bitmask", "csr"):
-        raise ValueError(f"format must be 'auto', 'bitmask' or 'csr', got {format!r}")
+    if format not in ("auto", "bitmask", "csr", *PATTERNS):
+        raise ValueError(f"format must be 'auto', 'bitmask', 'csr', '2:4' or '1:4', got {format!r}")
     widths = [max(weight.shape) for weight in arrays]
     count = check_count("sweeps", sweeps, 0)
     columns = None if rank is None else check_count("rank", rank, 1, sum(widths))
@@ -146,11 +148,11 @@ def fit_shared(
     members = _members(arrays, turned, grams, exponent)
     path, basis, parts = svd_start([member.target for member in members], shares.rank, rng)
     total = sum(m.weight * m.norm2(m.target) for m in members) or 1.0
-    masks = top([np.abs(part) * np.sqrt(m.weight) for part, m in zip(parts, members, strict=True)], shares.kept)
+    masks = chosen([np.abs(part) * np.sqrt(m.weight) for part, m in zip(parts, members, strict=True)], shares)
     first = [part * mask for part, mask in zip(parts, masks, strict=True)]
     start = final = loss(basis, first, members)
     if sweeps:
-        found, values, swept = _sweep(basis, parts, members, shares.kept, sweeps)
+        found, values, swept = _sweep(basis, parts, members, shares, sweeps)
         swept_loss = loss(found, values, members)
         if swept_loss < -1e-6 * total:
             raise ValueError("grams must be positive semidefinite: the error of the outputs came out negative")
@@ -288,8 +290,24 @@ def svd_start(targets: Sequence[Matrix], rank: int, rng: np.random.Generator) ->
     return path, basis, np.split(codes, ends[:-1], axis=1)
 
 
+def chosen(found: Sequence[Matrix], shares: Shares) -> list[npt.NDArray[np.bool_]]:
+    """Masks of the largest scores: of all together, or of every four rows of a column where there is a pattern."""
+    if shares.form not in PATTERNS:
+        return top(found, shares.kept)
+    places = sum(part.size for part in found)
+    keep = max(PATTERNS[shares.form], math.ceil(4 * shares.kept / places))
+    masks = []
+    for part in found:
+        groups = part.reshape(-1, 4, part.shape[1])
+        order = np.argsort(-groups, axis=1, kind="stable")
+        mask = np.zeros(groups.shape, dtype=bool)
+        np.put_along_axis(mask, order[:, :keep], True, axis=1)
+        masks.append(mask.reshape(part.shape))
+    return masks
+
+
 def _sweep(
-    basis: Matrix, codes: Sequence[Matrix], members: Sequence[Member], kept: int, count: int
+    basis: Matrix, codes: Sequence[Matrix], members: Sequence[Member], shares: Shares, count: int
 ) -> tuple[Matrix, list[Matrix], list[npt.NDArray[np.bool_]]]:
     """Prune gradually (a cubic schedule), refitting codes and basis after every cut."""
     parts = list(codes)
@@ -298,8 +316,9 @@ def _sweep(
     masks: list[npt.NDArray[np.bool_]] = []
     for sweep in range(1, count + 1):
         if sweep <= pruning:
-            left = kept + round((places - kept) * (1 - sweep / pruning) ** 3)
-            masks = top([scores(basis, part, m) for part, m in zip(parts, members, strict=True)], left)
+            left = shares.kept + round((places - shares.kept) * (1 - sweep / pruning) ** 3)
+            wanted = dataclasses.replace(shares, kept=left)
+            masks = chosen([scores(basis, part, m) for part, m in zip(parts, members, strict=True)], wanted)
         parts = [refit_codes(basis, part, mask, m, _STEPS) for part, mask, m in zip(parts, masks, members, strict=True)]
         basis = refit_basis(basis, parts, members, _STEPS)
     return basis, parts, masks

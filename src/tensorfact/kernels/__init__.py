@@ -6,7 +6,7 @@ from tensorfact.kernels._dispatch import active, get_num_threads, set_num_thread
 from tensorfact.kernels.chain import chain, kron_sum
 from tensorfact.kernels.dense import cholesky_qr, eigh, gram, matmul, normal_apply, sum_squares
 from tensorfact.kernels.facewise import facewise_product, tube_faces
-from tensorfact.kernels.sparse import SparsePlan, pack_sparse, sparse_path, sparse_product
+from tensorfact.kernels.sparse import SparsePlan, pack_sparse, sparse_cost, sparse_path, sparse_product
 from tensorfact.kernels.spline import spline_basis, spline_gram, spline_solve, spline_uniform, spline_values
 from tensorfact.kernels.tall import row_sketch, tall_gram, tall_product, tall_triangle
 
@@ -25,6 +25,7 @@ __all__ = [
     "pack_sparse",
     "row_sketch",
     "set_num_threads",
+    "sparse_cost",
     "sparse_path",
     "sparse_product",
     "spline_basis",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from tensorfact.kernels._array import as_contiguous, as_matrix, as_offset, outpu
 from tensorfact.kernels._dispatch import checked_threads, kernel
 from tensorfact.kernels.dense import matmul
 
-__all__ = ["SparsePlan", "pack_sparse", "sparse_path", "sparse_product"]
+__all__ = ["SparsePlan", "pack_sparse", "sparse_cost", "sparse_path", "sparse_product"]
 
 Matrix = NDArray[Any]
 ROWS, WINDOW, GROUP = 128, 64, 4  # as in csrc/core/sparse.hpp
@@ -194,10 +195,25 @@ def sparse_path(tokens: int, plan: SparsePlan, /) -> Literal["sparse", "dense"]:
     elif tokens < 8:
         limit = 0.3 if k * n >= 1 << 19 else 0.0
     else:
-        # In times of the dense product: 1.3 an entry, 0.09 for sums that come and go with each block of rows, 53 / k
-        # and 27 / n for what is transposed and written.
-        limit = (0.76 - 53 / k - 27 / n) / 1.32
+        return "sparse" if sparse_cost(k, n, plan.density) <= 1 else "dense"
     return "sparse" if plan.density <= limit else "dense"
+
+
+def sparse_cost(k: int, n: int, density: float, /) -> float:
+    """Time of ``X V`` on the sparse path in times of the dense product, for 8 rows of x and more; as it was measured.
+
+    Infinite without the compiled kernel.
+
+    Examples
+    --------
+    >>> sparse_cost(768, 3072, 0.25) < 1 < sparse_cost(768, 3072, 0.75)
+    True
+    """
+    if _dispatch.active() != "cpp":
+        return math.inf
+    # 1.32 an entry, 0.24 for sums that come and go with each block of rows and as a margin, 53 / k and 27 / n for what
+    # is transposed and written
+    return 1.32 * density + 0.24 + 53 / max(k, 1) + 27 / max(n, 1)
 
 
 def sparse_product(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tensorfact.torch._mask_training import PatternTrainer, RiglTrainer
 from tensorfact.torch._mpo_family import share_rebuilds
 from tensorfact.torch._shared_training import CodeTrainer, PruningSchedule
 from tensorfact.torch.decoupling import DecoupledMLP
@@ -10,6 +11,8 @@ from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
 from tensorfact.torch.lproduct_linear import LProductLinear
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
+from tensorfact.torch.pivots import PivotLowRankLinear
+from tensorfact.torch.quantized import QuantizedLinear
 from tensorfact.torch.shared_basis import SharedBasisLinear
 from tensorfact.torch.shared_group import SharedBasisGroup
 from tensorfact.torch.splines import SplineActivation
@@ -22,7 +25,11 @@ __all__ = [
     "LTransformerEncoderLayer",
     "LowRankLinear",
     "MPOLinear",
+    "PatternTrainer",
+    "PivotLowRankLinear",
     "PruningSchedule",
+    "QuantizedLinear",
+    "RiglTrainer",
     "SharedBasisGroup",
     "SharedBasisLinear",
     "SplineActivation",

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tensorfact.torch._quantized import numbers_of
 from tensorfact.torch.shared_basis import SharedBasisLinear
 
-__all__ = ["CodeTrainer", "PruningSchedule"]
+__all__ = ["CodeTrainer", "PruningSchedule", "opened"]
 
 
 class PruningSchedule:
@@ -102,6 +103,9 @@ class CodeTrainer:
             raise ValueError("layers must hold at least one SharedBasisLinear, got none")
         if score not in ("contribution", "magnitude"):
             raise ValueError(f'score must be "contribution" or "magnitude", got {score!r}')
+        for layer in layers:
+            if layer.bits is not None:
+                raise ValueError(f"layers must not be stored in few bits, got {layer}")
         self.layers = list(layers)
         self.schedule = schedule
         self.score = score
@@ -109,7 +113,7 @@ class CodeTrainer:
         with torch.no_grad():
             for i, layer in enumerate(self.layers):
                 keep = layer.kept_places()
-                dense = layer.dense_codes() if codes is None else codes[i].to(layer.values)
+                dense = layer.dense_codes() if codes is None else codes[i].to(numbers_of(layer.values))
                 if tuple(dense.shape) != layer.code_shape:
                     raise ValueError(f"codes must be of shape {layer.code_shape}, got {tuple(dense.shape)} at {i}")
                 layer.codes = nn.Parameter(dense.clone())
@@ -117,9 +121,15 @@ class CodeTrainer:
         if schedule is not None:
             self._prune(0, None)
 
+    def basis(self) -> Tensor:
+        """The basis that the layers share."""
+        return numbers_of(self.layers[0].basis)
+
     def parameters(self) -> list[nn.Parameter]:
         """The basis, the dense codes and the biases."""
-        found = [self.layers[0].basis, *(_opened(layer)[0] for layer in self.layers)]
+        basis = self.layers[0].basis
+        assert isinstance(basis, nn.Parameter)
+        found = [basis, *(opened(layer)[0] for layer in self.layers)]
         return [*found, *(layer.bias for layer in self.layers if layer.bias is not None)]
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer | None = None) -> None:
@@ -140,12 +150,12 @@ class CodeTrainer:
     def _prune(self, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         assert self.schedule is not None
         sparsity = 1.0 if step >= self.schedule.end else self.schedule.sparsity(step)
-        lengths = torch.linalg.vector_norm(self.layers[0].basis, dim=0)
+        lengths = torch.linalg.vector_norm(self.basis(), dim=0)
         scale = torch.ones_like(lengths) if self.score == "magnitude" else lengths
         groups = [self.layers] if self.together else [[layer] for layer in self.layers]
         for group in groups:
             # what a mask has cut stays cut: its values are zero
-            masked = [(codes * keep).abs() * scale[:, None] for codes, keep in map(_opened, group)]
+            masked = [(codes * keep).abs() * scale[:, None] for codes, keep in map(opened, group)]
             flat = torch.cat([part.reshape(-1) for part in masked])
             kept = max(sum(layer.kept for layer in group), round(flat.numel() * (1 - sparsity)))
             chosen = torch.zeros_like(flat, dtype=torch.bool)
@@ -159,7 +169,7 @@ class CodeTrainer:
     @torch.no_grad()
     def _clear(self, optimizer: torch.optim.Optimizer | None) -> None:
         for layer in self.layers:
-            codes, keep = _opened(layer)
+            codes, keep = opened(layer)
             codes.mul_(keep)
             state: dict[str, Any] = {} if optimizer is None else optimizer.state.get(codes, {})
             for value in state.values():
@@ -172,16 +182,17 @@ class CodeTrainer:
         for layer in self.layers:
             if layer.codes is None:
                 continue
-            codes, keep = _opened(layer)
+            codes, keep = opened(layer)
             values = codes[keep]
             layer.kept = values.numel()
-            layer.values = nn.Parameter(values.clone(), requires_grad=layer.values.requires_grad)
+            layer.values = nn.Parameter(values.clone(), requires_grad=numbers_of(layer.values).requires_grad)
             layer.set_places(keep)
             layer.codes = None
             layer.keep = None
+            layer.straight = False
 
 
-def _opened(layer: SharedBasisLinear) -> tuple[nn.Parameter, Tensor]:
+def opened(layer: SharedBasisLinear) -> tuple[nn.Parameter, Tensor]:
     """The dense codes and the mask of a layer in training."""
     if layer.codes is None or layer.keep is None:
         raise ValueError(f"layers must not be packed while they are trained, got {layer}")
