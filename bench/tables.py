@@ -285,7 +285,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lproduct": lproduct,
     "checkpoints": checkpoints,
     "calibration": tables_calibrated.calibration,
-    "fips": tables_calibrated.stsb_fips,
+    "fips": tables_calibrated.fips,
     "sparse": tables_calibrated.sparse,
 }
 
