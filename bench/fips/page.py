@@ -121,8 +121,9 @@ def section(result: Result, name: str) -> list[str]:
         lines += [table(rows), ""]
     first = rows_of(result, name)
     lines += [f"By {first.measure.words}:", "", verdict(first), "", sentence(first), ""]
-    if first.missing():
-        lines += ["Not run: " + "; ".join(first.missing()) + ".", ""]
+    if lost := first.missing():
+        texts = (f"{arm} at {', '.join(f'{ratio:g}' for ratio in ratios)}" for arm, ratios in lost.items())
+        lines += ["Not run: " + "; ".join(texts) + ".", ""]
     return lines
 
 

@@ -67,11 +67,12 @@ class Rows:
         pairs = ((name, self.gain(best, name, ratio)) for name in SVDS) if best else ()
         return {name: gain for name, gain in pairs if gain is not None}
 
-    def missing(self) -> list[str]:
-        """What was not run of the arms of this model."""
-        lost = [f"{a} at {r:g}" for a in self.subject.arms for r in self.subject.ratios if self.value(a, r) is None]
-        at = self.subject.further_ratio
-        return lost + [f"{arm} at {at:g}" for arm in self.subject.further if self.value(arm, at) is None]
+    def missing(self) -> dict[str, list[float]]:
+        """Arms of this model with the ratios that were not run."""
+        wanted = {arm: list(self.subject.ratios) for arm in self.subject.arms}
+        wanted |= {arm: [self.subject.further_ratio] for arm in self.subject.further}
+        lost = {arm: [r for r in ratios if self.value(arm, r) is None] for arm, ratios in wanted.items()}
+        return {arm: ratios for arm, ratios in lost.items() if ratios}
 
 
 def block_losses(found: Result) -> tuple[int, int]:

@@ -186,8 +186,8 @@ def test_verdicts_know_which_way_is_better(name, sign):
     assert seen.over_svd(0.5) == {"SVD": 7.0, "whitened SVD": 3.0}
     assert seen.refinements(0.5) == {"FiPS, refined": 1.0}
     assert seen.sharing(0.5) == {"FiPS": -2.0}
-    assert "SVD, refined at 0.5" in seen.missing()
-    assert "FiPS at 0.5" not in seen.missing()
+    assert seen.missing()["SVD, refined"] == list(subject.ratios)
+    assert 0.5 not in seen.missing()["FiPS"]
     told = page.sentence(seen)
     assert "own basis at 0.5" in told
     assert "2 of 2 comparisons" in told
