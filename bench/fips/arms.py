@@ -29,6 +29,8 @@ class Arm:
         What blocks are trained on.
     start : str
         The arm without refinement whose factors this one begins from, "" where there is none.
+    bits : int or None
+        Bits of a number of the factors; None is those of the weights.
     """
 
     method: str
@@ -37,6 +39,18 @@ class Arm:
     refine: bool = False
     inputs: str = "propagated"
     start: str = ""
+    bits: int | None = None
+
+    def ratio(self, kept: float, width: int) -> float:
+        """Ratio to ask for so that `kept` of the bytes stay, of weights of `width` bits: low rank counts numbers."""
+        if self.method != "lowrank" or self.bits is None:
+            return kept
+        return min(1.0, kept * width / stored_bits(self.bits))
+
+
+def stored_bits(bits: int) -> float:
+    """Bits that a number takes, with its part of the scale of 64 numbers."""
+    return bits + 16 / 64
 
 
 def _own(**options: Any) -> dict[str, Any]:
@@ -60,6 +74,16 @@ ARMS: dict[str, Arm] = {
     "FiPS, refined, teacher inputs": Arm("fips", refine=True, inputs="teacher", start="FiPS"),
     "FiPS, refined, other text": Arm("fips", data="other", refine=True),
     "whitened SVD, refined, other text": Arm("lowrank", data="other", refine=True),
+    "quantised": Arm("quantize", data=None),
+    "quantised, refined": Arm("quantize", refine=True, start="quantised"),
+    **{
+        f"{name}, {bits} bits{refined}": Arm(
+            method, data="own", bits=bits, refine=bool(refined), start=f"{name}, {bits} bits" if refined else ""
+        )
+        for name, method in (("whitened SVD", "lowrank"), ("FiPS", "fips"))
+        for bits in (8, 4, 3)
+        for refined in ("", ", refined")
+    },
 }
 MAIN = (
     "SVD",
@@ -72,7 +96,23 @@ MAIN = (
     "FiPS, refined",
 )
 """The arms of every model, the quick ones first."""
-FURTHER = tuple(name for name in ARMS if name not in MAIN)
+FEW_BITS = (
+    ("quantised", 8),
+    ("quantised", 4),
+    ("quantised", 3),
+    ("FiPS, 8 bits", 8),
+    ("FiPS, 8 bits", 4),
+    ("FiPS, 4 bits", 4),
+    ("FiPS, 4 bits", 3),
+    ("whitened SVD, 8 bits", 4),
+    ("whitened SVD, 4 bits", 3),
+    ("quantised, refined", 3),
+    ("FiPS, 4 bits, refined", 3),
+)
+"""Arms in few bits, each with the bits of a weight that its bytes are worth."""
+FEW = tuple(dict.fromkeys(arm for arm, _ in FEW_BITS))
+FULL = tuple(name for name, arm in ARMS.items() if arm.bits is None and arm.method != "quantize")
+"""Arms whose numbers are of the type of the weights."""
 SVDS = ("SVD", "whitened SVD")
 """What the best arm is held against."""
 SHARED = {"FiPS": "own basis", "FiPS, refined": "own basis, refined"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.fips import plot
-from bench.fips.arms import ARMS, MAIN
+from bench.fips.arms import FEW, FULL, MAIN
 from bench.fips.subjects import SUBJECTS
 from bench.fips.verdicts import Rows, block_losses
 
@@ -24,6 +24,8 @@ this page from `bench/results/fips.json`.
   outputs on calibration data. own basis: the same without sharing, a basis for each weight.
 * refined: then every block (or group of blocks with one basis) is trained towards the dense model's outputs, {steps}
   steps each.
+* n bits: factors in n bits a number, with a scale for every 64. quantised: the weights themselves, without factors, at
+  the same bytes.
 
 One seed each, so a difference as small as that between neighbouring rows may be chance."""
 
@@ -44,10 +46,9 @@ def steps_of(result: Result) -> list[int]:
     return sorted({row["steps"] for m in result["models"].values() for row in m["rows"].values() if "steps" in row})
 
 
-def table(rows: Rows, among: Sequence[str] = tuple(ARMS)) -> str:
+def table(rows: Rows, among: Sequence[str] = FULL) -> str:
     """One measure of every arm that was run, one column a ratio; the best of each column is bold."""
-    ratios, measure = rows.ratios(), rows.measure
-    arms = [arm for arm in rows.arms() if arm in among]
+    ratios, measure, arms = rows.ratios(among), rows.measure, rows.arms(among)
     lines = [
         "| method | " + " | ".join(f"{ratio:g}" for ratio in ratios) + " |",
         "| --- |" + " --- |" * len(ratios),
@@ -65,7 +66,7 @@ def table(rows: Rows, among: Sequence[str] = tuple(ARMS)) -> str:
 
 def shown(value: float, digits: int) -> str:
     """A number, with fewer digits where it is large."""
-    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def gains(found: Mapping[str, float], digits: int) -> str:
@@ -119,6 +120,8 @@ def section(result: Result, name: str) -> list[str]:
         which = "more is better" if measure.higher else "less is better"
         lines += [f"{measure.words[0].upper()}{measure.words[1:]} ({which}{dense}), by share of the bytes kept:", ""]
         lines += [table(rows), ""]
+        if rows.ratios(FEW):
+            lines += ["In few bits:", "", table(rows, FEW), ""]
     first = rows_of(result, name)
     lines += [f"By {first.measure.words}:", "", verdict(first), "", sentence(first), ""]
     if lost := first.missing():

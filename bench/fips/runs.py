@@ -32,10 +32,10 @@ def wanted(
     subject: Subject, found: Result, arms: Sequence[str] | None = None, ratios: Sequence[float] | None = None
 ) -> list[tuple[str, float]]:
     """Arms and ratios of a model that have no row yet, the quick ones first; all, or those that are named."""
-    tasks = [(arm, ratio) for arm in arms or subject.arms for ratio in ratios or subject.ratios]
-    if not arms and not ratios:
-        tasks += [(arm, subject.further_ratio) for arm in subject.further]
-    tasks.sort(key=lambda task: ARMS[task[0]].refine)
+    tasks = subject.tasks()
+    if arms or ratios:
+        tasks = [(arm, ratio) for arm in arms or subject.arms for ratio in ratios or subject.ratios]
+        tasks.sort(key=lambda task: ARMS[task[0]].refine)
     return [task for task in tasks if key(*task) not in found["rows"]]
 
 
@@ -66,8 +66,12 @@ def run(
         loaded.source,
         folder,
         method=settings.method,
-        param_ratio=ratio,
-        options={**settings.options, **(subject.low_rank if settings.method == "lowrank" else {})},
+        param_ratio=settings.ratio(ratio, subject.bits),
+        options={
+            **settings.options,
+            **(subject.low_rank if settings.method == "lowrank" else {}),
+            **({} if settings.bits is None else {"factor_bits": settings.bits}),
+        },
         target_modules=subject.targets,
         calibration=calibration,
         refine=Refinement(steps=steps, inputs=settings.inputs) if settings.refine else False if calibration else None,

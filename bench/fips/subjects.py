@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.fips.arms import MAIN, RATIOS
+from bench.fips.arms import ARMS, FEW_BITS, MAIN, RATIOS, stored_bits
 
 GATED = r"re:\.mlp\.(gate|up|down)_proj$"
 
@@ -33,7 +34,23 @@ class Subject:
     arms: tuple[str, ...] = MAIN
     further: tuple[str, ...] = ()
     further_ratio: float = 0.5
+    bits: int = 32
     low_rank: Mapping[str, Any] = field(default_factory=dict)
+
+    def few_bits(self) -> list[tuple[str, float]]:
+        """Arms in few bits with the shares of the bytes that they keep."""
+        return [(arm, share(bits, self.bits)) for arm, bits in FEW_BITS]
+
+    def tasks(self) -> list[tuple[str, float]]:
+        """All arms with their ratios, the quick ones first."""
+        found = [(arm, ratio) for arm in self.arms for ratio in self.ratios] + self.few_bits()
+        found += [(arm, self.further_ratio) for arm in self.further]
+        return sorted(found, key=lambda task: ARMS[task[0]].refine)
+
+
+def share(bits: int, width: int) -> float:
+    """Share of the bytes of weights of `width` bits that `bits` a number take, rounded up: rows end in part of a group."""
+    return math.ceil(1010 * stored_bits(bits) / width) / 1000
 
 
 PERPLEXITY = "perplexity on WikiText-2 test"
@@ -95,6 +112,7 @@ SUBJECTS = {
             ),
             "ViT-S/14 of the DINOv2 architecture, 22.1 M parameters, 12 blocks of width 384, in float16. Calibrated on "
             "64 ImageNet images of 224 pixels, scored on 96 others (seed 0).",
+            bits=16,
         ),
         Subject(
             "SmolLM2-135M",
@@ -104,6 +122,7 @@ SUBJECTS = {
             "of 512 tokens of WikiText-2 validation; scored on the first 6,144 tokens of WikiText-2 test in windows of "
             "512, not on all of it. Other text: AG News.",
             ratios=(0.8, 0.67, 0.5),
+            bits=16,
         ),
     )
 }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.fips.arms import ARMS, MAIN, SHARED, SVDS
+from bench.fips.arms import ARMS, FULL, MAIN, SHARED, SVDS
 from bench.fips.subjects import Measure, Subject
 
 Result = dict[str, Any]
@@ -31,14 +31,14 @@ class Rows:
         row = self.found["rows"].get(f"{arm} @ {ratio:g}")
         return None if row is None else float(row[self.measure.key])
 
-    def ratios(self) -> list[float]:
-        """Ratios that were run, most bytes first."""
-        return sorted({row["ratio"] for row in self.found["rows"].values()}, reverse=True)
+    def ratios(self, among: Collection[str] = FULL) -> list[float]:
+        """Ratios at which some of these arms were run, most bytes first."""
+        return sorted({row["ratio"] for row in self.found["rows"].values() if row["arm"] in among}, reverse=True)
 
-    def arms(self) -> list[str]:
-        """Arms that were run."""
+    def arms(self, among: Collection[str] = FULL) -> list[str]:
+        """Those of these arms that were run."""
         ran = {row["arm"] for row in self.found["rows"].values()}
-        return [arm for arm in ARMS if arm in ran]
+        return [arm for arm in ARMS if arm in ran and arm in among]
 
     def gain(self, arm: str, other: str, ratio: float) -> float | None:
         """How much better `arm` is than `other`; for a measure of which less is better, how much less."""
@@ -69,10 +69,11 @@ class Rows:
 
     def missing(self) -> dict[str, list[float]]:
         """Arms of this model with the ratios that were not run."""
-        wanted = {arm: list(self.subject.ratios) for arm in self.subject.arms}
-        wanted |= {arm: [self.subject.further_ratio] for arm in self.subject.further}
-        lost = {arm: [r for r in ratios if self.value(arm, r) is None] for arm, ratios in wanted.items()}
-        return {arm: ratios for arm, ratios in lost.items() if ratios}
+        lost: dict[str, list[float]] = {}
+        for arm, ratio in self.subject.tasks():
+            if self.value(arm, ratio) is None:
+                lost.setdefault(arm, []).append(ratio)
+        return lost
 
 
 def block_losses(found: Result) -> tuple[int, int]:
