@@ -17,6 +17,7 @@ from tensorfact.compress.huggingface import register as _register_with_transform
 from tensorfact.compress.lowrank import LowRankMethod
 from tensorfact.compress.lproduct import LProductMethod
 from tensorfact.compress.mpo import MPOMethod
+from tensorfact.compress.quantize import QuantizeMethod
 from tensorfact.compress.records import DenseRecord, Fidelity, Latency, LayerRecord, Report
 from tensorfact.compress.run import compress, estimate, load
 from tensorfact.compress.verify import verify
@@ -34,6 +35,7 @@ __all__ = [
     "LowRankMethod",
     "MPOMethod",
     "Method",
+    "QuantizeMethod",
     "Refinement",
     "Report",
     "compress",

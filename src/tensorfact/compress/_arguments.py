@@ -40,6 +40,9 @@ def plan_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--rank-multiple", type=int, metavar="N", help="ranks are multiples of N (default: 8)")
     command.add_argument(
+        "--factor-bits", type=int, metavar="N", help="bits of a number of the factors, 2 to 8 (default: as the weights)"
+    )
+    command.add_argument(
         "--option",
         action="append",
         default=[],

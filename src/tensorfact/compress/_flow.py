@@ -162,9 +162,13 @@ class Flow:
 
     def collect(self, keys: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
         """Return arrays of the model under their full stored names."""
+        import torch
+
         state = self.model.state_dict()
         places = self._places(keys, state)
-        return {key: state[place].detach().cpu().numpy().copy() for key, place in places.items()}
+        found = {key: state[place].detach().cpu() for key, place in places.items()}
+        # NumPy has no bfloat16, which is the type of scales
+        return {k: (t.float() if t.dtype == torch.bfloat16 else t).numpy().copy() for k, t in found.items()}
 
     def source_key(self, parameter: str) -> str | None:
         """Return the name in the checkpoint of a parameter that the dense model has."""

@@ -12,7 +12,7 @@ from tensorfact.compress._job import Job
 from tensorfact.compress._method import Rank, as_rank, owner
 from tensorfact.compress._state import State
 from tensorfact.compress._types import BITS
-from tensorfact.compress._units import whole_numbers
+from tensorfact.compress._units import Size, deal, layer_sizes
 from tensorfact.compress.records import BlockRecord
 from tensorfact.compress.writer import CheckpointWriter, Entry
 
@@ -98,11 +98,11 @@ class HeldResult:
 
     def _record(self) -> None:
         job = self.job
-        numbers = self._numbers()
+        sizes = self._sizes()
         layers = {layer.name: layer for layer in job.replaced()}
         for stage in self.facts.values():
             for name, found in stage["layers"].items():
-                record = job.record(layers[name], numbers[name], None)
+                record = job.record(layers[name], sizes[name], None)
                 job.made[name] = dataclasses.replace(
                     record,
                     error=found["error"],
@@ -116,8 +116,8 @@ class HeldResult:
             if stage["block"] is not None:
                 job.blocks.append(BlockRecord(**stage["block"]))
 
-    def _numbers(self) -> dict[str, int]:
-        """Count what is stored for each layer, in numbers of its weight's type; shared arrays in equal parts."""
+    def _sizes(self) -> dict[str, Size]:
+        """Count what is stored for each layer; shared arrays in equal parts."""
         job = self.job
         layers = {layer.name: layer for layer in job.replaced()}
         sharers: dict[str, list[str]] = {}
@@ -134,7 +134,5 @@ class HeldResult:
                     continue
                 found = owner(job.method, key)
                 names = mine if found is None or found[0] not in layers else [found[0], *sharers.get(key, [])]
-                size = int(np.prod(shape, dtype=np.int64)) * BITS[stage["types"][key]]
-                for i, name in enumerate(names):
-                    bits[name] += size * (i + 1) // len(names) - size * i // len(names)
-        return whole_numbers(layers.values(), bits)
+                deal(bits, int(np.prod(shape, dtype=np.int64)) * BITS[stage["types"][key]], names)
+        return layer_sizes(job.method, list(layers.values()), job.allocation.ranks, bits)

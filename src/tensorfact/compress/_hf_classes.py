@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tensorfact.compress._method import Method, Rank, as_rank, create, methods, owner
+from tensorfact.compress._method import Method, Rank, as_rank, create, methods, owner, reader
 
 MODEL_TYPE = "tensorfact"
 FORMAT_VERSION = 1
@@ -75,7 +75,7 @@ def method_of(recipe: dict[str, Any]) -> Method:
             f"config.json names the method {name!r}, this tensorfact knows {', '.join(methods())}; "
             "install the version that wrote the checkpoint"
         )
-    return create(str(name))
+    return reader(str(name), recipe)
 
 
 @functools.cache

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress import _store
-from tensorfact.compress._method import Allocation, Layer, Method, create
+from tensorfact.compress._method import Allocation, Layer, Method, create, reading_options
 from tensorfact.compress._progress import ProgressCallback, steps
-from tensorfact.compress._types import FLOAT_TYPES, nbytes
-from tensorfact.compress._units import Evidence, Unit, recipe_units, stored_numbers
+from tensorfact.compress._types import FLOAT_TYPES
+from tensorfact.compress._units import Evidence, Size, Unit, recipe_units, stored_sizes
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, TensorInfo
 from tensorfact.compress.executors import Pool, Stored, run_analysis, run_factor, run_tasks
 from tensorfact.compress.plan import Plan, make_plan, require_dense
@@ -117,7 +117,11 @@ class Job:
             if key in layers:
                 layer = layers[key]
                 shapes = self.method.layout(layer.shape, self.allocation.ranks[layer.name])
-                entries += [Entry(f"{layer.name}.{suffix}", info.dtype, shape) for suffix, shape in shapes.items()]
+                types = self.method.stored_types
+                entries += [
+                    Entry(f"{layer.name}.{suffix}", types.get(suffix, info.dtype), shape)
+                    for suffix, shape in shapes.items()
+                ]
             else:
                 name = f"{biases[key].name}.{self.method.bias}" if key in biases else key
                 entries.append(Entry(name, info.dtype, info.shape))
@@ -141,7 +145,8 @@ class Job:
     def recipe(self) -> dict[str, Any]:
         """What loading needs to know, as in ``config.json``."""
         units = recipe_units(self.units(), {}) if self.unit_recipes is None else self.unit_recipes
-        return {"ranks": self.allocation.ranks, "units": units}
+        options = reading_options(self.method)
+        return {"ranks": self.allocation.ranks, "units": units, **({"options": options} if options else {})}
 
     def factor(self, pool: Pool, writer: CheckpointWriter, progress: ProgressCallback | None) -> None:
         start = time.perf_counter()
@@ -172,7 +177,7 @@ class Job:
         for file in (self.checkpoint.directory / "config.json", *self.checkpoint.weight_files):
             self.source_files[file.name] = _store.describe(file)
 
-    def record(self, layer: Layer, after: int, stored: Stored | None) -> LayerRecord:
+    def record(self, layer: Layer, after: Size, stored: Stored | None) -> LayerRecord:
         rank = self.allocation.ranks[layer.name]
         analysis = self.analyses.get(layer.name, np.empty(0))
         predicted = self.method.predicted_error(analysis, rank)
@@ -189,17 +194,17 @@ class Job:
             optimal_error=self.method.optimal_error(analysis, rank),
             path="predicted" if stored is None else stored.factored.path,
             params_before=layer.size,
-            params_after=after,
+            params_after=after.numbers,
             bytes_before=layer.info.nbytes,
-            bytes_after=nbytes(layer.info.dtype, after),
+            bytes_after=after.nbytes,
             seconds=self.spent.get(layer.name, 0.0) + (0.0 if stored is None else stored.seconds),
             spectrum=downsample_spectrum(self.method.spectrum(analysis) if analysis.size else found),
             notes=() if stored is None else stored.factored.notes,
         )
 
-    def sizes(self) -> dict[str, int]:
-        """How many numbers are stored for each layer, in equal parts where layers share them."""
-        return stored_numbers(self.method, self.replaced(), self.allocation.ranks, self.recipe())
+    def sizes(self) -> dict[str, Size]:
+        """What is stored for each layer, in equal parts where layers share it."""
+        return stored_sizes(self.method, self.replaced(), self.allocation.ranks, self.recipe())
 
     def report(self, label: str, out: str | None, executor: str) -> Report:
         sizes = self.sizes()

@@ -3,8 +3,9 @@
 A method is a frozen dataclass whose fields are its options; it registers itself at the foot of its own file. It is
 sent to workers in other processes, so it holds options only. The core reads weights, casts and stores arrays, counts,
 reports and swaps modules; the method decides how a budget is shared, turns dense weights into named arrays, and knows
-the torch modules that serve them. A checkpoint stores its method's name, not its options: what reads arrays
-(`dense_shape`, `expand`, `layout`, `module`, `ties`, `install`) must not depend on them.
+the torch modules that serve them. A checkpoint stores its method's name and those options that `stored_options` names,
+where they are not the defaults: what reads arrays (`dense_shape`, `expand`, `layout`, `module`, `ties`, `install`) must
+not depend on others.
 
 A method that turns one weight at a time into arrays of its own inherits the defaults of `_units.PerWeight` and gives
 `factor`; its arrays are written as they come. The hooks below are for what needs more:
@@ -51,6 +52,8 @@ __all__ = [
     "create",
     "methods",
     "owner",
+    "reader",
+    "reading_options",
     "register",
     "stored_size",
 ]
@@ -108,7 +111,7 @@ class Method(Protocol):
     under which its module keeps a bias. A task holds at most about `memory` times its weight, the weight included.
     `remark` goes into the notes of every report: what rank and spectrum mean. `samples` is how many inputs of a layer
     `Evidence.inputs` can give, `stored_types` maps suffixes of arrays that are not of the type of weights to those of
-    safetensors, and `alone` says whether `module` makes a layer that can be timed by itself.
+    safetensors, `stored_options` are the options that reading needs, and `alone` says whether `module` makes a layer that can be timed by itself.
     """
 
     name: ClassVar[str]
@@ -118,6 +121,7 @@ class Method(Protocol):
     needs_calibration: ClassVar[bool]
     samples: ClassVar[int]
     stored_types: ClassVar[Mapping[str, str]]
+    stored_options: ClassVar[tuple[str, ...]]
     alone: ClassVar[bool]
 
     @property
@@ -150,6 +154,12 @@ class Method(Protocol):
 
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array that `factor` will give, before it runs."""
+
+    def parameters(self, shape: tuple[int, int], rank: Rank, /) -> int | None:
+        """Return how many numbers one weight counts with where its bytes do not say it, as those of few bits; or None.
+
+        The budget must count in the same way.
+        """
 
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Replace one weight. Runs on a worker."""
@@ -250,6 +260,27 @@ def create(method: str | Method, options: Mapping[str, Any] | None = None) -> Me
             raise ValueError(f"options of {method!r} must be among {', '.join(sorted(known))}, got {name!r}")
     made: Method = _METHODS[method](**(options or {}))
     return made
+
+
+def reading_options(method: Method) -> dict[str, Any]:
+    """Return the options that reading what a method stores needs, where they are not the defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+    found = {name: getattr(method, name) for name in method.stored_options}
+    return {name: value for name, value in found.items() if value != defaults[name]}
+
+
+def reader(name: str, recipe: Mapping[str, Any]) -> Method:
+    """Return the method that reads the arrays of a recipe, as in ``config.json``.
+
+    Raises
+    ------
+    ValueError
+        If the method or an option is unknown.
+    """
+    options = recipe.get("options") or {}
+    if not isinstance(options, Mapping):
+        raise ValueError(f"options of the recipe must be a JSON object, got {options!r}")
+    return create(name, options)
 
 
 def as_rank(value: Any) -> Rank:

@@ -133,7 +133,7 @@ class StageRun:
         better = {}
         for unit, trainer in zip(stage.units, trainers, strict=True):
             found = made[unit.name]
-            arrays, types = encoded(flow.collect(found.factored.arrays), unit.layers[0].info.dtype)
+            arrays, types = encoded(flow.collect(found.factored.arrays), unit.layers[0].info.dtype, method)
             ranks = {**found.factored.ranks, **trainer.ranks()}
             factored = dataclasses.replace(found.factored, arrays=arrays, ranks=ranks)
             better[unit.name] = dataclasses.replace(found, factored=factored, types=types)

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tensorfact.compress._atomic import replace_text
-from tensorfact.compress._method import Layer, Method
+from tensorfact.compress._method import Layer, Method, reading_options
 from tensorfact.compress.checkpoint import FOREIGN, INDEX_FILE, Checkpoint
 from tensorfact.compress.records import Report
 from tensorfact.compress.writer import CheckpointWriter
@@ -41,6 +41,7 @@ def write_files(
     checkpoint: Checkpoint,
     layers: Iterable[Layer],
     report: Report,
+    method: Method,
     units: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``config.json``, the shim and the copied files: after this the directory can be loaded."""
@@ -48,12 +49,23 @@ def write_files(
 
     ranks = {record.name: record.rank for record in report.layers}
     config = compressed_config(checkpoint.config, ranks, method=report.method, units=units)
+    layers = list(layers)
+    found = reading_options(method)
+    if found:
+        config["tensorfact"]["options"] = found
+    types = {layer.name: layer.info.dtype for layer in layers if layer.name in ranks and _typeless(method, layer, ranks)}
+    if types:
+        config["tensorfact"]["types"] = types  # what to-dense makes of arrays that have none of the weight's type
     transposed = [layer.name for layer in layers if layer.kind == "conv1d" and layer.name in ranks]
     if transposed:
         config["tensorfact"]["transposed"] = transposed  # to-dense needs no model to put them back
     copy_files(writer, checkpoint, skip=("config.json", *OWN_FILES))
     writer.write_file("config.json", json.dumps(config, indent=2) + "\n")
     write_shim(writer.directory)
+
+
+def _typeless(method: Method, layer: Layer, ranks: Mapping[str, Any]) -> bool:
+    return set(method.layout(layer.shape, ranks[layer.name])) <= set(method.stored_types)
 
 
 def copy_files(writer: CheckpointWriter, checkpoint: Checkpoint, *, skip: tuple[str, ...]) -> None:

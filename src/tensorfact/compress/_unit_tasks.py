@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tensorfact.compress._method import Arrays, Layer, Method, Rank
+from tensorfact.compress._method import Arrays, Layer, Method, Rank, owner
 from tensorfact.compress._types import FLOAT_TYPES, decode, encode, stored_type
 from tensorfact.compress._units import Evidence, FactoredUnit, Unit
 from tensorfact.compress.executors import read_layer, single_threaded, task_rng
@@ -34,22 +34,28 @@ def run_unit(method: Method, unit: Unit, ranks: Mapping[str, Rank], seed: int, e
     with single_threaded():
         weights = {layer.name: read_layer(layer) for layer in unit.layers}
         made = method.factor_unit(unit, weights, ranks, rng=task_rng(seed, unit.name), evidence=evidence)
-    arrays, types = encoded(made.arrays, unit.layers[0].info.dtype)
+    arrays, types = encoded(made.arrays, unit.layers[0].info.dtype, method)
     factored = FactoredUnit(
         arrays, made.errors, made.path, made.spectra, made.ranks, made.dropped, made.recipe, made.start, made.notes
     )
     return StoredUnit(factored, types, time.perf_counter() - start)
 
 
-def encoded(arrays: Mapping[str, npt.NDArray[Any]], dtype: str) -> tuple[Arrays, dict[str, str]]:
+def encoded(
+    arrays: Mapping[str, npt.NDArray[Any]], dtype: str, method: Method | None = None
+) -> tuple[Arrays, dict[str, str]]:
     """Return arrays in their stored type, and the names of the types; integers keep theirs.
+
+    Floating arrays are stored as `dtype`, unless the method has another type for them.
 
     Raises
     ------
     ValueError
         If a number is not finite in its stored type.
     """
-    types = {name: stored_type(values, dtype) for name, values in arrays.items()}
+    own = {} if method is None else {name: found[1] for name in arrays if (found := owner(method, name)) is not None}
+    special = {} if method is None else method.stored_types
+    types = {k: stored_type(values, special.get(own.get(k, ""), dtype)) for k, values in arrays.items()}
     found: Arrays = {}
     for name, values in arrays.items():
         if types[name] not in FLOAT_TYPES:

@@ -22,11 +22,13 @@ __all__ = [
     "Evidence",
     "FactoredUnit",
     "PerWeight",
+    "Size",
     "Trainer",
     "Unit",
+    "deal",
+    "layer_sizes",
     "recipe_units",
-    "stored_numbers",
-    "whole_numbers",
+    "stored_sizes",
 ]
 
 
@@ -121,11 +123,16 @@ class PerWeight:
     needs_calibration: ClassVar[bool] = False
     samples: ClassVar[int] = 0
     stored_types: ClassVar[Mapping[str, str]] = {}
+    stored_options: ClassVar[tuple[str, ...]] = ()
     alone: ClassVar[bool] = True
 
     def wanted(self, name: str, shape: tuple[int, int], /) -> str:
         """Return nothing: every linear weight is a target where the user names none."""
         return ""
+
+    def parameters(self, shape: tuple[int, int], rank: Rank, /) -> int | None:
+        """Return None: the numbers of a weight are those that are stored for it."""
+        return None
 
     def residual(self: Any, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
         """Return the relative Frobenius error of what `expand` makes of the arrays, summed in blocks of rows."""
@@ -209,16 +216,19 @@ def recipe_units(units: Iterable[Unit], factored: Mapping[str, FactoredUnit]) ->
     return found
 
 
-def stored_numbers(
-    method: Method, layers: Sequence[Layer], ranks: Mapping[str, Rank], recipe: Mapping[str, Any]
-) -> dict[str, int]:
-    """Return what is stored for each layer, in numbers of its weight's own type.
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What is stored for a layer: numbers as the budget counts them, and bytes."""
 
-    Masks and indices count as the bytes that they take. An array that several layers share is counted once, in equal
-    parts.
-    """
+    numbers: int
+    nbytes: int
+
+
+def stored_sizes(
+    method: Method, layers: Sequence[Layer], ranks: Mapping[str, Rank], recipe: Mapping[str, Any]
+) -> dict[str, Size]:
+    """Return what is stored for each layer; an array that several layers share is counted once, in equal parts."""
     ties = method.ties(recipe)
-    bits = dict.fromkeys((layer.name for layer in layers), 0)
     shared: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
     for layer in layers:
@@ -226,19 +236,31 @@ def stored_numbers(
             key = f"{layer.name}.{suffix}"
             sizes[key] = math.prod(shape) * BITS[method.stored_types.get(suffix, layer.info.dtype)]
             shared.setdefault(ties.get(key, key), []).append(layer.name)
+    bits = dict.fromkeys((layer.name for layer in layers), 0)
     for key, names in shared.items():
-        size = sizes.get(key, 0)
-        for i, name in enumerate(names):
-            bits[name] += size * (i + 1) // len(names) - size * i // len(names)
-    return whole_numbers(layers, bits)
+        deal(bits, sizes.get(key, 0), names)
+    return layer_sizes(method, layers, ranks, bits)
 
 
-def whole_numbers(layers: Iterable[Layer], bits: Mapping[str, int]) -> dict[str, int]:
-    """Turn bits into numbers of each layer's type, rounded up along the way, so that the sum is that of the file."""
+def deal(bits: dict[str, int], size: int, names: Sequence[str]) -> None:
+    """Add `size` bits to those of some layers, in equal parts that are whole."""
+    for i, name in enumerate(names):
+        bits[name] += size * (i + 1) // len(names) - size * i // len(names)
+
+
+def layer_sizes(
+    method: Method, layers: Sequence[Layer], ranks: Mapping[str, Rank], bits: Mapping[str, int]
+) -> dict[str, Size]:
+    """Turn the bits of each layer into sizes, rounded up along the way, so that the sums are those of the file.
+
+    Numbers are those that the method counts, or else as many of the layer's own type as take these bytes: masks and
+    indices count as the bytes that they take.
+    """
     found, before = {}, 0
     for layer in layers:
-        width = BITS[layer.info.dtype]
         after = before + bits[layer.name]
-        found[layer.name] = -(-after // width) + before // -width
+        own, size = (-(-after // width) + before // -width for width in (BITS[layer.info.dtype], 8))
+        counted = method.parameters(layer.shape, ranks[layer.name])
+        found[layer.name] = Size(own if counted is None else counted, size)
         before = after
     return found

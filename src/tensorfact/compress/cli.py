@@ -144,6 +144,7 @@ def _shared(arguments: argparse.Namespace) -> dict[str, Any]:
         "allocation": arguments.allocation,
         "rank_pattern": dict(arguments.rank) or None,
         "rank_multiple": arguments.rank_multiple,
+        "factor_bits": arguments.factor_bits,
         "options": dict(arguments.option),
         "target_modules": arguments.target,
         "exclude_modules": arguments.exclude,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from tensorfact.compress import _store
-from tensorfact.compress._method import Method, create, owner
+from tensorfact.compress._method import Method, owner, reader
 from tensorfact.compress._progress import ProgressCallback, progress_of, steps
 from tensorfact.compress._types import FLOAT_TYPES, encode
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError, read_array
@@ -55,7 +55,8 @@ def to_dense(
     recipe = checkpoint.config["tensorfact"]
     names: dict[str, Any] = dict(recipe["ranks"])
     transposed = set(recipe.get("transposed", ()))
-    method = create(recipe.get("method", "lowrank"))
+    types: dict[str, str] = recipe.get("types") or {}
+    method = reader(recipe.get("method", "lowrank"), recipe)
     entries, sources = [], {}
     # By layer, each array by its suffix and the name that it is stored under: another layer's where they share it.
     factors: dict[str, dict[str, str]] = {name: {} for name in names}
@@ -73,7 +74,7 @@ def to_dense(
         if place is not None and place[0] in names and origin in checkpoint.tensors:
             factors[place[0]][place[1]] = origin
     for name, keys in factors.items():
-        entries.append(_dense_entry(checkpoint, method, name, keys, name in transposed))
+        entries.append(_dense_entry(checkpoint, method, name, keys, name in transposed, types.get(name)))
     with (
         CheckpointWriter(out, overwrite=overwrite, source=checkpoint.directory) as writer,
         steps(progress_of(progress), "dense", len(factors)) as step,
@@ -85,7 +86,7 @@ def to_dense(
             weight: npt.NDArray[Any] = method.expand(
                 {suffix: read_array(checkpoint.tensors[key]) for suffix, key in keys.items()}
             )
-            dtype = _dtype(checkpoint, keys)
+            dtype = _dtype(checkpoint, keys, types.get(name))
             writer.write(f"{name}.weight", encode(weight.T if name in transposed else weight, dtype))
             step(name)
         writer.finish_tensors()
@@ -94,7 +95,9 @@ def to_dense(
         writer.commit()
 
 
-def _dense_entry(checkpoint: Checkpoint, method: Method, name: str, keys: dict[str, str], transposed: bool) -> Entry:
+def _dense_entry(
+    checkpoint: Checkpoint, method: Method, name: str, keys: dict[str, str], transposed: bool, dtype: str | None
+) -> Entry:
     found = {suffix: checkpoint.tensors[key] for suffix, key in keys.items()}
     if not any(info.dtype in FLOAT_TYPES for info in found.values()):
         raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}, got none")
@@ -102,11 +105,15 @@ def _dense_entry(checkpoint: Checkpoint, method: Method, name: str, keys: dict[s
         shape = method.dense_shape({suffix: info.shape for suffix, info in found.items()})
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.directory} must hold the factors of {name!r}: {error}") from error
-    return Entry(f"{name}.weight", _dtype(checkpoint, keys), shape[::-1] if transposed else shape)
+    return Entry(f"{name}.weight", _dtype(checkpoint, keys, dtype), shape[::-1] if transposed else shape)
 
 
-def _dtype(checkpoint: Checkpoint, keys: dict[str, str]) -> str:
-    """Return the type of the dense weight: that of its first floating array."""
+def _dtype(checkpoint: Checkpoint, keys: dict[str, str], given: str | None) -> str:
+    """Return the type of the dense weight: the one that the recipe gives, or that of its first floating array."""
+    if given is not None:
+        if given not in FLOAT_TYPES:
+            raise CheckpointError(f"the recipe must give a weight a floating type, got {given!r}")
+        return given
     return next(t for key in keys.values() if (t := checkpoint.tensors[key].dtype) in FLOAT_TYPES)
 
 

@@ -15,7 +15,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress._method import Factored, Layer, Method, Rank
-from tensorfact.compress._types import FLOAT_TYPES, decode, encode
+from tensorfact.compress._types import FLOAT_TYPES, decode, encode, stored_type
 from tensorfact.compress._units import Evidence
 from tensorfact.compress.checkpoint import read_weight
 
@@ -215,18 +215,37 @@ def run_factor(method: Method, layer: Layer, rank: Rank, seed: int) -> Stored:
     with single_threaded():
         weight = read_layer(layer)
         made = method.factor(weight, rank, rng=task_rng(seed, layer.name))
-        dtype = layer.info.dtype
-        with np.errstate(over="ignore"):  # said below, by name
-            arrays = {name: encode(values, dtype) for name, values in made.arrays.items()}
-        for name, values in arrays.items():
-            if not np.isfinite(decode(values, dtype)).all():
-                raise ValueError(f"{name} of {layer.name!r} does not fit {dtype}: it must be finite")
+        arrays, types = stored_arrays(method, made.arrays, layer)
         error = made.error
-        if np.dtype(FLOAT_TYPES[dtype]) != arrays[next(iter(arrays))].dtype:
-            error = method.residual(weight, {name: decode(values, dtype) for name, values in arrays.items()})
+        if any(kind in FLOAT_TYPES and np.dtype(FLOAT_TYPES[kind]) != arrays[k].dtype for k, kind in types.items()):
+            numbers = {k: decode(v, types[k]) if types[k] in FLOAT_TYPES else v for k, v in arrays.items()}
+            error = method.residual(weight, numbers)
     if not math.isfinite(error):
         raise ValueError(f"the error of {layer.name!r} must be finite, got {error}")
     return Stored(Factored(arrays, error, made.path, made.spectrum, made.notes), time.perf_counter() - start)
+
+
+def stored_arrays(
+    method: Method, arrays: Mapping[str, npt.NDArray[Any]], layer: Layer
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
+    """Return arrays of a layer, by suffix, in their stored types, and the types.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite in its stored type.
+    """
+    types = {k: stored_type(v, method.stored_types.get(k, layer.info.dtype)) for k, v in arrays.items()}
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, values in arrays.items():
+        if types[name] not in FLOAT_TYPES:
+            found[name] = np.ascontiguousarray(values)
+            continue
+        with np.errstate(over="ignore"):  # said below, by name
+            found[name] = encode(values, types[name])
+        if not np.isfinite(decode(found[name], types[name])).all():
+            raise ValueError(f"{name} of {layer.name!r} does not fit {types[name]}: it must be finite")
+    return found, types
 
 
 def task_rng(seed: int, name: str) -> np.random.Generator:

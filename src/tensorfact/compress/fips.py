@@ -15,6 +15,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from tensorfact.compress._few_bits import (
+    FewBitsTrainer,
+    check_factor_bits,
+    packed_arrays,
+    packed_layout,
+    packed_types,
+    unpacked,
+)
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
 from tensorfact.compress._mlp_names import block_of, is_mlp
 from tensorfact.compress._types import BITS, is_positive_int
@@ -46,6 +54,9 @@ class FipsMethod(PerWeight):
     prune : {"start", "gradual"}
         Refinement begins with the pruned codes and keeps their places, or begins with dense codes and prunes them on
         the way, by the schedule of FiPS; each layer ends with as many values as its start has.
+    factor_bits : int, optional
+        Store basis and values in so many bits a number, 2 to 8; not with gradual pruning. The budget is one of bytes:
+        fewer bits buy more numbers.
 
     Notes
     -----
@@ -53,10 +64,11 @@ class FipsMethod(PerWeight):
     """
 
     name: ClassVar[str] = "fips"
-    pattern: ClassVar[str] = r"basis|values|mask"
+    pattern: ClassVar[str] = r"(?:basis|values)(?:\.(?:packed|scale))?|mask"
     bias: ClassVar[str] = "bias"
     memory: ClassVar[int] = 8
-    stored_types: ClassVar[Mapping[str, str]] = {"mask": "U8"}
+    stored_types: ClassVar[Mapping[str, str]] = {"mask": "U8", **packed_types(("basis", "values"))}
+    stored_options: ClassVar[tuple[str, ...]] = ("factor_bits",)
     alone: ClassVar[bool] = False  # a mask of random bits would not do
     needs_analysis: ClassVar[bool] = False
 
@@ -65,6 +77,7 @@ class FipsMethod(PerWeight):
     sparsity: float | Literal["auto"] = "auto"
     sweeps: int = 6
     prune: Literal["start", "gradual"] = "start"
+    factor_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -80,6 +93,9 @@ class FipsMethod(PerWeight):
             raise ValueError(f"sweeps must be an integer >= 0, got {self.sweeps!r}")
         if self.prune not in ("start", "gradual"):
             raise ValueError(f"prune must be 'start' or 'gradual', got {self.prune!r}")
+        check_factor_bits(self.factor_bits)
+        if self.factor_bits is not None and self.prune != "start":
+            raise ValueError(f"prune must be 'start' with factor_bits, got {self.prune!r}")
 
     @property
     def remark(self) -> str:
@@ -88,6 +104,7 @@ class FipsMethod(PerWeight):
         return (
             f"fips: {owner}; a rank is the columns of the basis and the values of the sparse codes. Numbers after "
             "include the bits of the masks, and each layer's equal part of its basis"
+            + ("" if self.factor_bits is None else f"; basis and values have {self.factor_bits} bits a number")
         )
 
     def wanted(self, name: str, shape: tuple[int, int], /) -> str:
@@ -161,7 +178,16 @@ class FipsMethod(PerWeight):
         itemsize = BITS[unit.layers[0].info.dtype] // 8
 
         def at(sparsity: float, rank: int | None = None) -> Shares:
-            return budget_shares(short, widths, param_ratio, sparsity, itemsize=itemsize, form="bitmask", rank=rank)
+            return budget_shares(
+                short,
+                widths,
+                param_ratio,
+                sparsity,
+                itemsize=itemsize,
+                form="bitmask",
+                rank=rank,
+                bits=self.factor_bits,
+            )
 
         if self.sparsity != "auto":
             return at(float(self.sparsity))
@@ -173,16 +199,16 @@ class FipsMethod(PerWeight):
         columns, kept = _pair(rank)
         short, long = sorted(shape)
         bits = (columns + 7) // 8, long
-        return {
-            "basis": (short, columns),
-            "values": (kept,),
-            "mask": bits[::-1] if shape[0] >= shape[1] else bits,
-        }
+        mask = {"mask": bits[::-1] if shape[0] >= shape[1] else bits}
+        if self.factor_bits is None:
+            return {"basis": (short, columns), "values": (kept,), **mask}
+        packed = packed_layout("basis", (short, columns), self.factor_bits)
+        return {**packed, **packed_layout("values", (kept,), self.factor_bits), **mask}
 
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Return one weight with a basis of its own."""
         made = self._fitted({"": weight}, {"": rank}, None, rng)
-        arrays = {key.removeprefix("."): values for key, values in made[0].items()}
+        arrays = {key.removeprefix("."): values for key, values in self._stored(made[0]).items()}
         return Factored(arrays, self.residual(weight, arrays), made[2])
 
     def factor_unit(
@@ -201,14 +227,35 @@ class FipsMethod(PerWeight):
         arrays, settled, path, note = self._fitted(
             {name: weights[name] for name in names}, {name: ranks[name] for name in names}, grams, rng
         )
-        errors = {}
-        for name in names:
-            own = {"basis": arrays[f"{names[0]}.basis"], **{key: arrays[f"{name}.{key}"] for key in ("values", "mask")}}
-            errors[name] = self.residual(weights[name], own)
         begin: Arrays = {}
         if self.prune == "gradual":
             begin = self._dense_start({name: weights[name] for name in names}, _pair(ranks[names[0]])[0], rng)
-        return FactoredUnit(arrays, errors, path, ranks=settled, start=begin, notes=(note,))
+        elif self.factor_bits is not None:
+            begin = arrays
+        stored = self._stored(arrays)
+        errors = {}
+        for name in names:
+            own = {key: values for part in self._own(stored, names[0], name) for key, values in part.items()}
+            errors[name] = self.residual(weights[name], own)
+        return FactoredUnit(stored, errors, path, ranks=settled, start=begin, notes=(note,))
+
+    def _own(self, arrays: Arrays, first: str, name: str) -> tuple[Arrays, Arrays]:
+        """Arrays of a layer by suffix: those of its basis, which are stored with the first one, and its own."""
+        by_layer = [
+            {key.removeprefix(f"{owner}."): v for key, v in arrays.items() if key.startswith(f"{owner}.")}
+            for owner in (first, name)
+        ]
+        basis = {key: v for key, v in by_layer[0].items() if key.startswith("basis")}
+        return basis, {key: v for key, v in by_layer[1].items() if not key.startswith("basis")}
+
+    def _stored(self, arrays: Arrays) -> Arrays:
+        """Arrays with basis and values in few bits, where they are to be stored so."""
+        if self.factor_bits is None:
+            return arrays
+        found: Arrays = {}
+        for key, values in arrays.items():
+            found |= {key: values} if key.endswith("mask") else packed_arrays(key, values, self.factor_bits)
+        return found
 
     def _dense_start(self, weights: Mapping[str, npt.NDArray[Any]], rank: int, rng: np.random.Generator) -> Arrays:
         """Basis and dense codes of the SVD, padded, from which FiPS prunes."""
@@ -250,6 +297,10 @@ class FipsMethod(PerWeight):
     def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
         """Return ``(out, in)``; the mask says which way the weight is turned."""
         basis, values, mask = (shapes.get(name, ()) for name in ("basis", "values", "mask"))
+        if self.factor_bits is not None:
+            packed, scale = shapes.get("basis.packed", ()), shapes.get("basis.scale", ())
+            basis = (scale[0], packed[1]) if len(packed) == len(scale) == 2 else ()
+            values = shapes.get("values.scale", ())
         if len(basis) == 2 and len(values) == 1 and len(mask) == 2:
             rows = (basis[1] + 7) // 8
             if mask[1] == rows and mask[0] >= basis[0]:
@@ -260,12 +311,17 @@ class FipsMethod(PerWeight):
 
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return the product of basis and codes, turned as the weight."""
-        basis, values, mask = (arrays[name] for name in ("basis", "values", "mask"))
         shape = self.dense_shape({name: array.shape for name, array in arrays.items()})
+        mask, bits = arrays["mask"], self.factor_bits
+        basis = arrays["basis"] if bits is None else unpacked(arrays, "basis", bits, min(shape))
         turned = shape[0] == mask.shape[0]
         keep = unpack_bits(mask.T if turned else mask, basis.shape[1])
-        if np.count_nonzero(keep) != len(values):
-            raise ValueError(f"values must be as many as the mask keeps, {np.count_nonzero(keep)}, got {len(values)}")
+        count = np.count_nonzero(keep)
+        if bits is not None and arrays["values.packed"].shape != packed_layout("", (count,), bits)[".packed"]:
+            raise ValueError(f"values must be as many as the mask keeps, {count}")
+        values = arrays["values"] if bits is None else unpacked(arrays, "values", bits, count)
+        if count != len(values):
+            raise ValueError(f"values must be as many as the mask keeps, {count}, got {len(values)}")
         codes = np.zeros(keep.shape, dtype=values.dtype)
         codes[keep] = values
         product = basis @ codes
@@ -284,7 +340,8 @@ class FipsMethod(PerWeight):
         found = {}
         for unit in (recipe.get("units") or {}).values():
             first, *others = unit["layers"]
-            found.update({f"{name}.basis": f"{first}.basis" for name in others})
+            ends = ("basis",) if self.factor_bits is None else ("basis.packed", "basis.scale")
+            found.update({f"{name}.{end}": f"{first}.{end}" for name in others for end in ends})
         return found
 
     def module_class(self) -> type[Any]:
@@ -298,7 +355,16 @@ class FipsMethod(PerWeight):
     ) -> Any:
         """Return a `SharedBasisLinear` with a basis of its own."""
         columns, kept = _pair(rank)
-        return self.module_class()(shape[1], shape[0], rank=columns, kept=kept, bias=bias, device=device, dtype=dtype)
+        return self.module_class()(
+            shape[1],
+            shape[0],
+            rank=columns,
+            kept=kept,
+            bias=bias,
+            bits=self.factor_bits,
+            device=device,
+            dtype=dtype,
+        )
 
     def install(
         self, model: Any, names: Mapping[str, str], ranks: Mapping[str, Rank], recipe: Mapping[str, Any], /
@@ -318,6 +384,13 @@ class FipsMethod(PerWeight):
         from tensorfact.compress._fips_trainer import FipsTrainer
 
         layers = [modules[layer.name] for layer in unit.layers]
+        if self.factor_bits is not None:
+            first = unit.layers[0].name
+            values = [
+                (module.values, factored.start.get(f"{layer.name}.values"))
+                for layer, module in zip(unit.layers, layers, strict=True)
+            ]
+            return FewBitsTrainer([(layers[0].basis, factored.start.get(f"{first}.basis")), *values])
         codes = [factored.start[layer.name] for layer in unit.layers] if factored.start else None
         return FipsTrainer(layers, steps, basis=factored.start.get("basis"), codes=codes)
 

@@ -5,6 +5,7 @@ Ranks come from one budget over all weights (`_budget.py`): uniform, or greedy o
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,16 @@ import numpy.typing as npt
 import scipy.linalg
 
 from tensorfact.compress._budget import BudgetOptions, Menu, is_positive_int, share_budget
+from tensorfact.compress._few_bits import (
+    FewBitsTrainer,
+    check_factor_bits,
+    packed_arrays,
+    packed_layout,
+    packed_types,
+    unpacked,
+)
 from tensorfact.compress._method import Allocation, Arrays, Factored, Layer, Rank, register
-from tensorfact.compress._units import Evidence, FactoredUnit, PerWeight, Unit
+from tensorfact.compress._units import Evidence, FactoredUnit, Trainer, Unit
 from tensorfact.factor.low_rank import randomized_svd, singular_values
 from tensorfact.factor.whitened import whitened_singular_values, whitened_svd
 
@@ -52,13 +61,16 @@ class LowRankMethod(BudgetOptions):
     whiten : bool
         With calibration data, share the budget by what is lost of the outputs, and lose least of those; false does
         both for the weights themselves, and leaves the data to the refinement.
+    factor_bits : int, optional
+        Store the factors in so many bits a number, 2 to 8. The budget counts numbers whatever their bits.
     """
 
     name: ClassVar[str] = "lowrank"
-    pattern: ClassVar[str] = r"(?:down|up)\.weight"
+    pattern: ClassVar[str] = r"(?:down|up)\.(?:weight|packed|scale)"
     bias: ClassVar[str] = "up.bias"
     memory: ClassVar[int] = 3
-    remark: ClassVar[str] = ""
+    stored_types: ClassVar[Mapping[str, str]] = packed_types(("down", "up"))
+    stored_options: ClassVar[tuple[str, ...]] = ("factor_bits",)
 
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     solver: Literal["subspace", "krylov", "shifted", "exact"] = "subspace"
@@ -66,6 +78,7 @@ class LowRankMethod(BudgetOptions):
     n_oversamples: int | Literal["auto"] = "auto"
     split: Literal["sqrt", "left", "right"] = "sqrt"
     whiten: bool = True
+    factor_bits: int | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -78,9 +91,21 @@ class LowRankMethod(BudgetOptions):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if not isinstance(self.whiten, bool):
             raise ValueError(f"whiten must be true or false, got {self.whiten!r}")
+        check_factor_bits(self.factor_bits)
         for pattern, rank in self.rank_pattern.items():
             if not is_positive_int(rank):
                 raise ValueError(f"rank_pattern must map names to ranks >= 1, got {pattern!r}: {rank!r}")
+
+    @property
+    def remark(self) -> str:
+        """Say how bits are counted where there are few."""
+        if self.factor_bits is None:
+            return ""
+        return f"lowrank: factors of {self.factor_bits} bits a number; parameters count them, bytes their scales, too"
+
+    def parameters(self, shape: tuple[int, int], rank: Rank, /) -> int:
+        """Return the numbers of both factors."""
+        return _int(rank) * sum(shape)
 
     def analyse(self, weight: npt.NDArray[Any], /) -> npt.NDArray[np.float64]:
         """Return all singular values, descending."""
@@ -105,15 +130,34 @@ class LowRankMethod(BudgetOptions):
         return break_even(shape)
 
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of ``down.weight`` (rank, in) and ``up.weight`` (out, rank)."""
-        return {"down.weight": (_int(rank), shape[1]), "up.weight": (shape[0], _int(rank))}
+        """Return the shapes of ``down.weight`` (rank, in) and ``up.weight`` (out, rank), or of what is packed."""
+        down, up = (_int(rank), shape[1]), (shape[0], _int(rank))
+        if self.factor_bits is None:
+            return {"down.weight": down, "up.weight": up}
+        return {**packed_layout("down", down, self.factor_bits), **packed_layout("up", up, self.factor_bits)}
 
     def factor(self, weight: npt.NDArray[Any], rank: Rank, /, *, rng: np.random.Generator) -> Factored:
         """Return the factors of the best approximation found at `rank`."""
+        made = self._found(weight, _int(rank), rng)
+        return made if self.factor_bits is None else self._rounded(weight, made)
+
+    def _rounded(self, weight: npt.NDArray[Any], made: Factored) -> Factored:
+        arrays = self._stored(made.arrays)
+        return dataclasses.replace(made, arrays=arrays, error=self.residual(weight, arrays))
+
+    def _stored(self, factors: Arrays) -> Arrays:
+        if self.factor_bits is None:
+            return factors
+        found: Arrays = {}
+        for name in ("down", "up"):
+            found |= packed_arrays(name, factors[f"{name}.weight"], self.factor_bits)
+        return found
+
+    def _found(self, weight: npt.NDArray[Any], rank: int, rng: np.random.Generator) -> Factored:
         if self.solver == "exact":
-            return self._exact(weight, _int(rank))
+            return self._exact(weight, rank)
         result = randomized_svd(
-            weight, rank=_int(rank), n_iter=self.n_iter, n_oversamples=self.n_oversamples, method=self.solver, rng=rng
+            weight, rank=rank, n_iter=self.n_iter, n_oversamples=self.n_oversamples, method=self.solver, rng=rng
         )
         left, right = result.factors(split=self.split)
         return Factored(
@@ -136,17 +180,35 @@ class LowRankMethod(BudgetOptions):
     ) -> FactoredUnit:
         """Return the factors that lose least of the outputs on the calibration data, if there are some."""
         (layer,) = unit.layers
+        weight, rank = weights[layer.name], _int(ranks[layer.name])
         if evidence is None or not self.whiten or not evidence.count(layer.name):
-            # not super(): a dataclass with slots is another class than the one that its methods were made in
-            return PerWeight.factor_unit(self, unit, weights, ranks, rng=rng, evidence=evidence)
-        made = whitened_svd(weights[layer.name], evidence.gram(layer.name), rank=_int(ranks[layer.name]))
-        left, right = made.factors(split=self.split)
+            made = self._found(weight, rank, rng)
+        else:
+            found = whitened_svd(weight, evidence.gram(layer.name), rank=rank)
+            left, right = found.factors(split=self.split)
+            spectrum = np.asarray(found.s, dtype=np.float64)
+            factors = {"down.weight": right, "up.weight": left}
+            made = Factored(factors, found.weight_error, f"whitened-{found.path}", spectrum)
+        start = {} if self.factor_bits is None else made.arrays
+        if self.factor_bits is not None:
+            made = self._rounded(weight, made)
         return FactoredUnit(
-            {f"{layer.name}.down.weight": right, f"{layer.name}.up.weight": left},
-            {layer.name: made.weight_error},
-            f"whitened-{made.path}",
-            {layer.name: np.asarray(made.s, dtype=np.float64)},
+            {f"{layer.name}.{suffix}": values for suffix, values in made.arrays.items()},
+            {layer.name: made.error},
+            made.path,
+            {layer.name: made.spectrum},
+            start=start,
+            notes=made.notes,
         )
+
+    def trainer(
+        self, unit: Unit, modules: Mapping[str, Any], factored: FactoredUnit, /, *, steps: int, rng: np.random.Generator
+    ) -> Trainer:
+        """Return one that rounds, where the factors have few bits."""
+        if self.factor_bits is None:
+            return Trainer()
+        module, start = modules[unit.layers[0].name], factored.start
+        return FewBitsTrainer([(getattr(module, name), start.get(f"{name}.weight")) for name in ("down", "up")])
 
     def _exact(self, weight: npt.NDArray[Any], rank: int) -> Factored:
         u, s, vh = scipy.linalg.svd(weight, full_matrices=False, check_finite=False)
@@ -159,7 +221,7 @@ class LowRankMethod(BudgetOptions):
 
     def residual(self, weight: npt.NDArray[Any], arrays: Arrays, /) -> float:
         """Return the relative Frobenius error of ``up @ down``, in blocks of rows."""
-        up, down = arrays["up.weight"], arrays["down.weight"]
+        up, down = self._factors(arrays)
         lost = total = 0.0
         for start in range(0, weight.shape[0], _ROWS):
             rows = slice(start, start + _ROWS)
@@ -172,13 +234,32 @@ class LowRankMethod(BudgetOptions):
     def dense_shape(self, shapes: Mapping[str, tuple[int, ...]], /) -> tuple[int, int]:
         """Return ``(out, in)`` of two factors that fit together."""
         up, down = shapes.get("up.weight", ()), shapes.get("down.weight", ())
+        if self.factor_bits is not None:
+            up, down = (self._unpacked_shape(name, shapes) for name in ("up", "down"))
         if len(up) != 2 or len(down) != 2 or up[1] != down[0]:
-            raise ValueError(f"up.weight and down.weight must fit together, got {up or 'none'} and {down or 'none'}")
+            raise ValueError(f"up and down must fit together, got {up or 'none'} and {down or 'none'}")
         return up[0], down[1]
+
+    def _unpacked_shape(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        packed, scale = (shapes.get(f"{name}.{part}", ()) for part in ("packed", "scale"))
+        if len(packed) != 2 or len(scale) != 2:
+            return ()
+        found = scale[0], packed[1]
+        fits = packed_layout(name, found, self.factor_bits or 8)
+        return found if fits == {f"{name}.packed": packed, f"{name}.scale": scale} else ()
+
+    def _factors(self, arrays: Arrays) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Up and down as numbers."""
+        bits = self.factor_bits
+        if bits is None:
+            return arrays["up.weight"], arrays["down.weight"]
+        up, down = (unpacked(arrays, name, bits, len(arrays[f"{name}.scale"])) for name in ("up", "down"))
+        return up, down
 
     def expand(self, arrays: Arrays, /) -> npt.NDArray[Any]:
         """Return ``up @ down``."""
-        return arrays["up.weight"] @ arrays["down.weight"]
+        up, down = self._factors(arrays)
+        return up @ down
 
     def predicted_error(self, analysis: npt.NDArray[np.float64], rank: Rank, /) -> float | None:
         """Return the error of the truncated SVD (Eckart and Young, 1936)."""
@@ -227,7 +308,8 @@ class LowRankMethod(BudgetOptions):
     ) -> Any:
         """Return a `LowRankLinear`."""
         made = self.module_class()
-        return made(shape[1], shape[0], rank=_int(rank), bias=bias, device=device, dtype=dtype)
+        bits = self.factor_bits
+        return made(shape[1], shape[0], rank=_int(rank), bias=bias, bits=bits, device=device, dtype=dtype)
 
 
 def _menu(shape: tuple[int, int], analysis: npt.NDArray[np.float64] | None) -> Menu:

@@ -47,6 +47,7 @@ def compress(
     allocation: str | None = None,
     rank_pattern: Mapping[str, Rank] | None = None,
     rank_multiple: int | None = None,
+    factor_bits: int | None = None,
     options: Mapping[str, Any] | None = None,
     calibration: Any = None,
     refine: bool | Refinement | None = None,
@@ -83,6 +84,9 @@ def compress(
         Name, suffix or ``re:`` expression -> rank; for ``"mpo"`` the largest bond, or a tuple of all of them.
     rank_multiple : int, optional
         Ranks are multiples of it (8); less for small matrices.
+    factor_bits : int, optional
+        Store factors in so many bits a number, 2 to 8, of the methods that can do so (``"lowrank"``, ``"fips"``);
+        refinement trains them as they are rounded. None stores them in the type of the weights.
     options : dict, optional
         Further options of the method by name.
     calibration : path, texts, tensors, iterable of batches or Calibration, optional
@@ -144,7 +148,7 @@ def compress(
     target = Path(out).resolve()
     given = Path(model_or_path) if isinstance(model_or_path, str | os.PathLike) else None
     check_target(target, overwrite=overwrite, source=given)
-    extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple)
+    extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple, factor_bits=factor_bits)
     job = make_job(method, {**(options or {}), **extra}, param_ratio, rng)
     job.require(calibration)
     refinement = _refinement(refine, calibration)
@@ -168,7 +172,8 @@ def compress(
                 result.write(writer)
             writer.finish_tensors()
             report = job.report(label, str(out), pool.label)
-            _store.write_files(writer, job.checkpoint, job.plan.layers, report, job.recipe()["units"])
+            units = job.recipe()["units"]
+            _store.write_files(writer, job.checkpoint, job.plan.layers, report, job.method, units)
             report = _finished(report, begin)
             _store.write_record(writer, job.checkpoint, report, job.source_files)
             writer.commit()
@@ -192,6 +197,7 @@ def estimate(
     allocation: str | None = None,
     rank_pattern: Mapping[str, Rank] | None = None,
     rank_multiple: int | None = None,
+    factor_bits: int | None = None,
     options: Mapping[str, Any] | None = None,
     target_modules: Modules = None,
     exclude_modules: Modules = None,
@@ -206,7 +212,7 @@ def estimate(
     temporary files meanwhile.
     """
     begin = time.perf_counter()
-    extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple)
+    extra = _given(allocation=allocation, rank_pattern=rank_pattern, rank_multiple=rank_multiple, factor_bits=factor_bits)
     job = make_job(method, {**(options or {}), **extra}, param_ratio, 0)
     with _directory(model_or_path, out=None) as (source, label):
         job.open(source, target_modules, exclude_modules, trust_remote_code)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tensorfact.compress._method import as_rank, create
+from tensorfact.compress._method import as_rank, reader
 from tensorfact.compress._store import FORMAT_VERSION, describe, digest_of
 from tensorfact.compress.checkpoint import Checkpoint, CheckpointError
 
@@ -124,11 +124,11 @@ def _entries(directory: Path) -> set[str]:
 def _tensors(directory: Path, record: dict[str, Any]) -> list[str]:
     try:
         checkpoint = Checkpoint.open(directory)
-        method = create(record["method"])
+        recipe = checkpoint.config.get("tensorfact")
+        method = reader(record["method"], recipe if isinstance(recipe, dict) else {})
     except ValueError as error:
         return [str(error)]
     problems = []
-    recipe = checkpoint.config.get("tensorfact")
     ranks = recipe.get("ranks") if isinstance(recipe, dict) else None
     if ranks != {layer["name"]: layer["rank"] for layer in record["layers"]}:
         problems.append("config.json and tensorfact.json name different ranks")

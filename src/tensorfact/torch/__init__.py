@@ -10,6 +10,7 @@ from tensorfact.torch.lproduct import lproduct, lqr, ltranspose, ltruncate
 from tensorfact.torch.lproduct_linear import LProductLinear
 from tensorfact.torch.ltransformer import LTransformerEncoder, LTransformerEncoderLayer
 from tensorfact.torch.mpo import MPOLinear
+from tensorfact.torch.quantized import QuantizedLinear
 from tensorfact.torch.shared_basis import SharedBasisLinear
 from tensorfact.torch.shared_group import SharedBasisGroup
 from tensorfact.torch.splines import SplineActivation
@@ -23,6 +24,7 @@ __all__ = [
     "LowRankLinear",
     "MPOLinear",
     "PruningSchedule",
+    "QuantizedLinear",
     "SharedBasisGroup",
     "SharedBasisLinear",
     "SplineActivation",

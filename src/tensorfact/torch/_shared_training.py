@@ -102,6 +102,9 @@ class CodeTrainer:
             raise ValueError("layers must hold at least one SharedBasisLinear, got none")
         if score not in ("contribution", "magnitude"):
             raise ValueError(f'score must be "contribution" or "magnitude", got {score!r}')
+        for layer in layers:
+            if layer.bits is not None:
+                raise ValueError(f"layers must not be stored in few bits, got {layer}")
         self.layers = list(layers)
         self.schedule = schedule
         self.score = score

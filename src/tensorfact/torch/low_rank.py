@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tensorfact.factor import LowRank, randomized_svd
+from tensorfact.torch.quantized import QuantizedLinear
 
 
 class LowRankLinear(nn.Module):
@@ -26,12 +27,16 @@ class LowRankLinear(nn.Module):
         Columns of ``up.weight``; from 1 to ``min(in_features, out_features)``.
     bias : bool
         Whether ``up`` carries a bias.
+    bits : int, optional
+        Store both factors in so many bits a number, 2 to 8: the children are `QuantizedLinear`. In evaluation mode they
+        keep their unpacked weights, so memory holds both.
     device, dtype
         As in `torch.nn.Linear`; ``device="meta"`` allocates nothing.
 
     Notes
     -----
-    State-dict keys: ``down.weight`` (rank, in_features), ``up.weight`` (out_features, rank), ``up.bias``.
+    State-dict keys: ``down.weight`` (rank, in_features), ``up.weight`` (out_features, rank), ``up.bias``; with `bits`
+    ``packed`` and ``scale`` instead of ``weight``.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class LowRankLinear(nn.Module):
         *,
         rank: int,
         bias: bool = True,
+        bits: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -52,14 +58,25 @@ class LowRankLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
-        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
-        self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.bits = bits
+        self.down: nn.Linear | QuantizedLinear
+        self.up: nn.Linear | QuantizedLinear
+        if bits is None:
+            self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+            self.up = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+        else:
+            self.down = QuantizedLinear(in_features, rank, bits=bits, bias=False, device=device, dtype=dtype)
+            self.up = QuantizedLinear(rank, out_features, bits=bits, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw random factors whose product has the variance of a fresh `nn.Linear` weight, 1 / (3 in_features)."""
         self.down.reset_parameters()
-        nn.init.uniform_(self.up.weight, -math.sqrt(3 / self.rank), math.sqrt(3 / self.rank))
+        bound = math.sqrt(3 / self.rank)
+        if isinstance(self.up, nn.Linear):
+            nn.init.uniform_(self.up.weight, -bound, bound)
+        elif not self.up.packed.is_meta:
+            self.up.store(torch.empty(self.up.shape).uniform_(-bound, bound))
         if self.up.bias is not None:
             nn.init.uniform_(self.up.bias, -1 / math.sqrt(self.in_features), 1 / math.sqrt(self.in_features))
 
@@ -85,6 +102,7 @@ class LowRankLinear(nn.Module):
         rank: int | None = None,
         tol: float | None = None,
         max_rank: int | None = None,
+        bits: int | None = None,
         rng: Any = None,
     ) -> Self:
         """Factorise a trained layer with `tensorfact.factor.randomized_svd`; `linear` is left as it is.
@@ -96,6 +114,8 @@ class LowRankLinear(nn.Module):
             ``requires_grad`` survive. A weight that is not on the CPU is factorised where it is.
         rank, tol, max_rank, rng
             As in `randomized_svd`: an exact rank, or the smallest rank whose relative Frobenius error is at most `tol`.
+        bits : int, optional
+            As in the constructor.
 
         Raises
         ------
@@ -112,9 +132,10 @@ class LowRankLinear(nn.Module):
         result = randomized_svd(
             weight.numpy() if weight.device.type == "cpu" else weight, rank=rank, tol=tol, max_rank=max_rank, rng=rng
         )
-        layer = cls.from_factors(result, linear.bias, device=linear.weight.device, dtype=linear.weight.dtype)
-        for parameter in (layer.down.weight, layer.up.weight):
-            parameter.requires_grad_(linear.weight.requires_grad)
+        layer = cls.from_factors(result, linear.bias, bits=bits, device=linear.weight.device, dtype=linear.weight.dtype)
+        for part in (layer.down, layer.up):
+            if isinstance(part, nn.Linear):
+                part.weight.requires_grad_(linear.weight.requires_grad)
         if linear.bias is not None:
             layer.up.bias.requires_grad_(linear.bias.requires_grad)
         return layer.train(linear.training)
@@ -126,6 +147,7 @@ class LowRankLinear(nn.Module):
         bias: Tensor | None = None,
         split: Literal["sqrt", "left", "right"] = "sqrt",
         *,
+        bits: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
@@ -140,24 +162,28 @@ class LowRankLinear(nn.Module):
             up.shape[0],
             rank=up.shape[1],
             bias=bias is not None,
+            bits=bits,
             device=device if device is not None else up.device,
             dtype=dtype if dtype is not None else up.dtype,
         )
         with torch.no_grad():
-            layer.down.weight.copy_(down)
-            layer.up.weight.copy_(up)
+            for part, factor in ((layer.down, down), (layer.up, up)):
+                if isinstance(part, nn.Linear):
+                    part.weight.copy_(factor)
+                else:
+                    part.store(factor)
             if bias is not None:
                 layer.up.bias.copy_(bias)
         return layer
 
     def to_linear(self) -> nn.Linear:
         """Return the dense layer with the same output up to rounding: `weight` multiplied out, bias copied."""
-        weight = self.up.weight
+        weight = self.weight
         linear = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device=weight.device, dtype=weight.dtype
         )
         with torch.no_grad():
-            linear.weight.copy_(self.weight)
+            linear.weight.copy_(weight)
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
         linear.weight.requires_grad_(weight.requires_grad)
@@ -169,5 +195,5 @@ class LowRankLinear(nn.Module):
         """Return the sizes that `repr` shows."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, "
-            f"bias={self.bias is not None}"
+            f"bias={self.bias is not None}" + ("" if self.bits is None else f", bits={self.bits}")
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tensorfact.torch._mpo_cache import DenseCache
 from tensorfact.torch._mpo_op import untrackable
+from tensorfact.torch._quantized import QuantizedTensor, check_bits, numbers_of, parts_of
 from tensorfact.torch._shared_codes import mask_shape, pack_mask, spread, unpack_mask
 
 Path = Literal["auto", "dense", "factored"]
@@ -33,7 +34,11 @@ class SharedBasisLinear(nn.Module):
     bias : bool
         Whether a bias (out_features,) is added.
     basis : torch.nn.Parameter, optional
-        The parameter to refer to, (min(in_features, out_features), rank); by default a new one.
+        The parameter to refer to, (min(in_features, out_features), rank); by default a new one. With `bits` it is what
+        another layer of as many bits has.
+    bits : int, optional
+        Store basis and values in so many bits a number, 2 to 8. They are unpacked in every pass that does not use a
+        kept weight.
     path : {"auto", "dense", "factored"}
         "dense" multiplies the weight out, "factored" applies basis and codes one after the other, "auto" takes what
         needs fewer operations; `plan` tells which.
@@ -49,6 +54,9 @@ class SharedBasisLinear(nn.Module):
     `safetensors.torch.save_model` and `save_pretrained` write it once. `SharedBasisGroup` has it once in its state
     dict.
 
+    With `bits`, ``basis`` and ``values`` are modules, and the keys ``basis.packed``, ``basis.scale``,
+    ``values.packed`` and ``values.scale`` of them.
+
     In training the values move and the mask stays; `CodeTrainer` trains dense codes under a mask that is pruned on the
     way. In evaluation mode without gradients, the weight that was multiplied out is kept until a part of it changes.
 
@@ -63,8 +71,8 @@ class SharedBasisLinear(nn.Module):
     (torch.Size([2, 64]), torch.Size([16, 24]))
     """
 
-    basis: nn.Parameter
-    values: nn.Parameter
+    basis: nn.Parameter | QuantizedTensor
+    values: nn.Parameter | QuantizedTensor
     mask: Tensor
     bias: nn.Parameter | None
     codes: nn.Parameter | None
@@ -78,7 +86,8 @@ class SharedBasisLinear(nn.Module):
         rank: int,
         kept: int,
         bias: bool = True,
-        basis: nn.Parameter | None = None,
+        basis: nn.Parameter | QuantizedTensor | None = None,
+        bits: int | None = None,
         path: Path = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -98,15 +107,30 @@ class SharedBasisLinear(nn.Module):
         self.rank = rank
         self.kept = kept
         self.path: Path = path
+        self.bits = None if bits is None else check_bits(bits)
+        if basis is not None and getattr(basis, "bits", None) != bits:
+            raise ValueError(f"basis must be stored in as many bits as the layer, {bits}, got {basis!r}")
         fresh = basis is None
-        self.basis = nn.Parameter(torch.empty(short, rank, device=device, dtype=dtype)) if basis is None else basis
-        self.values = nn.Parameter(torch.empty(kept, device=device, dtype=dtype))
+        self.basis = self._numbers((short, rank), device, dtype, shared=True) if basis is None else basis
+        self.values = self._numbers((kept,), device, dtype)
         self.register_buffer("mask", torch.empty(self._mask_shape(), device=device, dtype=torch.uint8))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
         self.register_parameter("codes", None)  # dense codes while a CodeTrainer is at work
         self.register_buffer("keep", None, persistent=False)
         self._dense = DenseCache()
         self.reset_parameters(basis=fresh)
+
+    def _numbers(
+        self,
+        shape: tuple[int, ...],
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        shared: bool = False,
+    ) -> nn.Parameter | QuantizedTensor:
+        if self.bits is None:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        return QuantizedTensor(shape, self.bits, device=device, dtype=dtype, shared=shared)
 
     @property
     def transposed(self) -> bool:
@@ -122,10 +146,10 @@ class SharedBasisLinear(nn.Module):
         """Draw codes at random places, and a basis unless it is another layer's, for the variance of `nn.Linear`."""
         rows, columns = self.code_shape
         if basis:
-            nn.init.normal_(self.basis, std=1 / math.sqrt(self.rank))
+            _draw(self.basis, 1 / math.sqrt(self.rank))
         # an entry of the weight is a sum over the kept share of rank products with a basis of variance 1 / rank
         share = max(self.kept, 1) / (rows * columns)
-        nn.init.normal_(self.values, std=1 / math.sqrt(3 * self.in_features * share))
+        _draw(self.values, 1 / math.sqrt(3 * self.in_features * share))
         if not self.mask.is_meta:
             keep = torch.zeros(rows * columns, dtype=torch.bool, device=self.mask.device)
             keep[torch.randperm(rows * columns, device=self.mask.device)[: self.kept]] = True
@@ -151,12 +175,12 @@ class SharedBasisLinear(nn.Module):
         """The codes (rank, n) with their zeros; differentiable."""
         if self.codes is not None and self.keep is not None:
             return self.codes * self.keep
-        return spread(self.values, self.kept_places())
+        return spread(numbers_of(self.values), self.kept_places())
 
     @property
     def weight(self) -> Tensor:
         """The dense weight (out_features, in_features), computed at every access; differentiable."""
-        product = self.basis @ self.dense_codes()
+        product = numbers_of(self.basis) @ self.dense_codes()
         return product.T if self.transposed else product
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,16 +188,16 @@ class SharedBasisLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x must have {self.in_features} numbers in its last axis, got shape {tuple(x.shape)}")
         if self._keepable():
-            parts = [self.basis, self.values, self.mask]
+            parts = [*parts_of(self.basis), *parts_of(self.values), self.mask]
             return nn.functional.linear(x, self._dense.get(parts, lambda: self.weight.contiguous()), self.bias)
         # what watches the operations may see other numbers of rows later
         rows = None if untrackable() else x.numel() // self.in_features
         if self._choice(rows) == "dense":
             return nn.functional.linear(x, self.weight, self.bias)
-        linear, codes = nn.functional.linear, self.dense_codes()
+        linear, codes, basis = nn.functional.linear, self.dense_codes(), numbers_of(self.basis)
         if self.transposed:
-            return linear(linear(x, self.basis.T), codes.T, self.bias)
-        return linear(linear(x, codes), self.basis, self.bias)
+            return linear(linear(x, basis.T), codes.T, self.bias)
+        return linear(linear(x, codes), basis, self.bias)
 
     def _keepable(self) -> bool:
         """Whether the weight may be kept: then it is used, unless factors take fewer operations for any input."""
@@ -181,7 +205,7 @@ class SharedBasisLinear(nn.Module):
             return False
         d, n = self.basis.shape[0], self.code_shape[1]
         cheaper = self.path == "auto" and self.rank * (d + n) < d * n
-        return not cheaper and self._dense.usable([self.basis, self.values])
+        return not cheaper and self._dense.usable([*parts_of(self.basis), *parts_of(self.values)])
 
     def _choice(self, rows: int | None) -> Literal["dense", "factored"]:
         if self.path != "auto":
@@ -244,7 +268,8 @@ class SharedBasisLinear(nn.Module):
             linear.weight.copy_(self.weight)
             if self.bias is not None:
                 linear.bias.copy_(self.bias)
-        linear.weight.requires_grad_(basis.requires_grad or self.values.requires_grad)
+        parts = (*parts_of(self.basis), *parts_of(self.values))
+        linear.weight.requires_grad_(any(part.requires_grad for part in parts))
         if self.bias is not None:
             linear.bias.requires_grad_(self.bias.requires_grad)
         return linear.train(self.training)
@@ -255,4 +280,12 @@ class SharedBasisLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, kept={self.kept}, "
             f"density={density:.3g}, bias={self.bias is not None}"
+            + ("" if self.bits is None else f", bits={self.bits}")
         )
+
+
+def _draw(numbers: nn.Parameter | QuantizedTensor, std: float) -> None:
+    if isinstance(numbers, nn.Parameter):
+        nn.init.normal_(numbers, std=std)
+    elif not numbers.packed.is_meta:
+        numbers.store(torch.empty(numbers.shape).normal_(std=std))

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tensorfact.factor import SharedBasis, SharedBasisInfo, SparseCodes, shared_basis
+from tensorfact.torch._quantized import QuantizedTensor, numbers_of, parts_of
 from tensorfact.torch.shared_basis import SharedBasisLinear
+
+_ENDS = ("basis", "basis.packed", "basis.scale")
 
 
 class SharedBasisGroup(nn.Module):
@@ -47,14 +50,15 @@ class SharedBasisGroup(nn.Module):
         return {name: self[name] for name in self.names}
 
     @property
-    def basis(self) -> nn.Parameter:
+    def basis(self) -> nn.Parameter | QuantizedTensor:
         """The shared parameter (d, rank)."""
         return self.members[0].basis  # type: ignore[return-value]
 
     @property
     def nbytes(self) -> int:
         """Bytes of basis, values and masks, the basis once; biases are not counted."""
-        parts = [self.basis, *(part for m in self.layers().values() for part in (m.values, m.mask))]
+        members = self.layers().values()
+        parts = [*parts_of(self.basis), *(part for m in members for part in (*parts_of(m.values), m.mask))]
         return sum(part.numel() * part.element_size() for part in parts)
 
     def tie(self) -> None:
@@ -159,7 +163,7 @@ class SharedBasisGroup(nn.Module):
             for layer in self.layers().values()
         )
         return SharedBasis(
-            basis=self.basis.detach().cpu().numpy().copy(),
+            basis=numbers_of(self.basis).detach().cpu().numpy().copy(),
             codes=codes,
             transposed=tuple(layer.transposed for layer in self.layers().values()),
             error=math.nan,
@@ -173,11 +177,13 @@ def _tie(module: Any, keys: Any) -> None:
 
 def _drop_copies(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for i in range(1, len(module.members)):  # type: ignore[arg-type]
-        state.pop(f"{prefix}members.{i}.basis", None)
+        for end in _ENDS:
+            state.pop(f"{prefix}members.{i}.{end}", None)
 
 
 def _add_copies(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    basis = state.get(f"{prefix}members.0.basis")
-    if basis is not None:
-        for i in range(1, len(module.members)):  # type: ignore[arg-type]
-            state.setdefault(f"{prefix}members.{i}.basis", basis)
+    for end in _ENDS:
+        basis = state.get(f"{prefix}members.0.{end}")
+        if basis is not None:
+            for i in range(1, len(module.members)):  # type: ignore[arg-type]
+                state.setdefault(f"{prefix}members.{i}.{end}", basis)
