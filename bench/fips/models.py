@@ -68,8 +68,10 @@ def open_stories(data: Path, work: Path) -> Loaded:
 
     source = stories.convert(data / "models/stories260K.bin", work / "stories260K")
     vocabulary = stories.Vocabulary(data / "models/tok512.bin")
-    dense = LlamaForCausalLM.from_pretrained(source).eval()
-    told = stories.tell(dense, 128, 512, seed=0)
+    file = work / "told.npy"
+    if not file.is_file():
+        np.save(file, stories.tell(LlamaForCausalLM.from_pretrained(source).eval(), 128, 512, seed=0).numpy())
+    told = torch.from_numpy(np.load(file))
     wiki = scores.windows(vocabulary.encode(text(data / "text/wikitext2_raw_test.txt.xz")[:500_000]), 512, 64)
     other = scores.windows(vocabulary.encode(text(data / "text/wikitext2_valid_tokens.txt.xz")[:500_000]), 512, 64)
     kinds = {

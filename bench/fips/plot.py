@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.fips.arms import FEW, FULL
 from bench.fips.subjects import SUBJECTS
 from bench.fips.verdicts import Rows
 
@@ -14,6 +16,7 @@ STYLE = {  # arm without refinement: colour, marker
     "own basis": ("#3a8f5c", "D"),
     "FiPS": ("#0b6fb8", "o"),
 }
+FEW_STYLE = {"quantised": ("#7a3fa0", "*"), "FiPS, 8 bits": ("#5bb0e8", "s"), "FiPS, 4 bits": ("#083d6b", "s")}
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
@@ -41,14 +44,10 @@ def draw(result: dict[str, Any], file: Path) -> None:
 
 def _panel(axes: Any, rows: Rows) -> None:
     for start, (colour, marker) in STYLE.items():
-        for refined in (False, True):
-            arm = f"{start}, refined" if refined else start
-            points = [(ratio, value) for ratio in rows.ratios() if (value := rows.value(arm, ratio)) is not None]
-            if not points:
-                continue
-            line, face = ("-", colour) if refined else (":", "white")
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=colour, marker=marker, ls=line, mfc=face, lw=1.6, ms=5, label=arm)
+        _line(axes, rows, start, FULL, color=colour, marker=marker, ls=":", mfc="white")
+        _line(axes, rows, f"{start}, refined", FULL, color=colour, marker=marker, ls="-")
+    for arm, (colour, marker) in FEW_STYLE.items():
+        _line(axes, rows, arm, FEW, color=colour, marker=marker, ls="-.")
     if rows.dense is not None:
         axes.axhline(rows.dense, color="#222222", lw=1, ls="--", label="dense")
     if not rows.measure.higher:
@@ -59,3 +58,9 @@ def _panel(axes: Any, rows: Rows) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _line(axes: Any, rows: Rows, arm: str, among: Sequence[str], **style: Any) -> None:
+    points = [(ratio, value) for ratio in rows.ratios(among) if (value := rows.value(arm, ratio)) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), lw=1.6, ms=5, label=arm, **style)

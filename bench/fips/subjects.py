@@ -35,11 +35,12 @@ class Subject:
     further: tuple[str, ...] = ()
     further_ratio: float = 0.5
     bits: int = 32
+    few: tuple[tuple[str, int], ...] = FEW_BITS
     low_rank: Mapping[str, Any] = field(default_factory=dict)
 
     def few_bits(self) -> list[tuple[str, float]]:
         """Arms in few bits with the shares of the bytes that they keep."""
-        return [(arm, share(bits, self.bits)) for arm, bits in FEW_BITS]
+        return [(arm, share(bits, self.bits)) for arm, bits in self.few]
 
     def tasks(self) -> list[tuple[str, float]]:
         """All arms with their ratios, the quick ones first."""
@@ -49,7 +50,7 @@ class Subject:
 
 
 def share(bits: int, width: int) -> float:
-    """Share of the bytes of weights of `width` bits that `bits` a number take, rounded up: rows end in part of a group."""
+    """Share of the bytes of weights of `width` bits that `bits` a number take, with a hundredth to spare."""
     return math.ceil(1010 * stored_bits(bits) / width) / 1000
 
 

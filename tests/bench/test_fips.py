@@ -131,7 +131,7 @@ def test_arms_of_the_vision_transformer(tmp_path, monkeypatch):
         return models.Loaded(source, kinds, scores.Accuracy(sets))
 
     subject = dataclasses.replace(
-        subjects.SUBJECTS["vit_cifar10"], ratios=(0.4,), arms=("SVD", "FiPS", "FiPS, refined")
+        subjects.SUBJECTS["vit_cifar10"], ratios=(0.4,), arms=("SVD", "FiPS", "FiPS, refined"), few=(("quantised", 4),)
     )
     monkeypatch.setitem(subjects.SUBJECTS, "vit_cifar10", subject)
     monkeypatch.setitem(models.OPEN, "vit_cifar10", small)
@@ -145,7 +145,9 @@ def test_arms_of_the_vision_transformer(tmp_path, monkeypatch):
     experiment.main(call)
     found = json.loads(file.read_text())["models"]["vit_cifar10"]
     assert found["rows"]["SVD @ 0.4"] == before["SVD @ 0.4"]
-    assert len(found["rows"]) == 3
+    assert len(found["rows"]) == 4
+    rounded = found["rows"].pop("quantised @ 0.135")
+    assert 4 / 32 < rounded["mlp_bytes"] <= 0.135
     for row in found["rows"].values():
         assert 0.39 < row["mlp_bytes"] <= 0.4
         assert row["stored_bytes"] == row["reported_bytes"]
@@ -156,7 +158,7 @@ def test_arms_of_the_vision_transformer(tmp_path, monkeypatch):
     assert not list((tmp_path / "data" / "fips").glob("*FiPS*"))  # what was compressed is removed again
 
     text = (tmp_path / "docs" / "fips.md").read_text()
-    for row in found["rows"].values():
+    for row in (rounded, *found["rows"].values()):
         assert f"{row['lossless']:.2f}" in text
     assert (tmp_path / "docs" / "fips.png").stat().st_size > 10_000
     monkeypatch.setattr(runs, "run", lambda *a, **k: pytest.fail("nothing is left to run"))
