@@ -167,5 +167,6 @@ def overview(result: Result, names: Sequence[str]) -> str:
 def write(file: Path, docs: Path) -> None:
     """Write page and plot from stored results."""
     result = json.loads(file.read_text())
+    docs.mkdir(parents=True, exist_ok=True)
     (docs / "fips.md").write_text(render(result))
     plot.draw(result, docs / "fips.png")

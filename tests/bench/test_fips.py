@@ -127,7 +127,7 @@ def test_arms_of_the_vision_transformer(tmp_path, monkeypatch):
         x, y = models.lossless(data)
         x = vit_cifar.scaled(x)
         kinds = {"own": Calibration({"pixel_values": x[:64]}, samples=64, batch=16)}
-        sets = {"lossless": (x[64:564], y[64:564]), "jpeg": (x[564:664], y[564:664])}
+        sets = {"lossless": (x[64:364], y[64:364]), "jpeg": (x[364:414], y[364:414])}
         return models.Loaded(source, kinds, scores.Accuracy(sets))
 
     subject = dataclasses.replace(
@@ -136,7 +136,6 @@ def test_arms_of_the_vision_transformer(tmp_path, monkeypatch):
     monkeypatch.setitem(subjects.SUBJECTS, "vit_cifar10", subject)
     monkeypatch.setitem(models.OPEN, "vit_cifar10", small)
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
-    (tmp_path / "docs").mkdir()
     file = tmp_path / "fips.json"
     call = ["--data", str(SHARED), "--model", "vit_cifar10", "--out", str(file), "--steps", "20"]
     experiment.main([*call, "--arm", "SVD"])
