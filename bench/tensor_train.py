@@ -14,17 +14,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 import tensorfact
 from bench import timing
 from tensorfact import kernels
+from tensorfact.factor._tt_sweep import _Step
 
 RANKS = (5, 20, 50)
 SHAPES = {"2^27": (2,) * 27, "10^8": (10,) * 8}
 BARS = {"sketch": {5: 6, 20: 8, 50: 12}, "tsqr": {5: 12, 20: 20, 50: 35}}  # reads
+METHODS = ("tsqr", "reflections", "sketch")
 PEERS_SHAPE, PEERS_RANK = (2,) * 24, 20
 
 
@@ -67,21 +71,23 @@ def least(run: Callable[[], Any], rounds: int) -> float:
     return min(seconds)
 
 
-def ours(a: np.ndarray, rank: int, rounds: int = 3) -> dict[str, Any]:
-    """Both methods at one rank: seconds, reads, errors; each beside a read that was timed next to it."""
+def ours(a: np.ndarray, rank: int, rounds: int = 5) -> dict[str, Any]:
+    """Both methods, and "tsqr" by reflections only, at one rank: seconds, reads, errors; a read timed next to each."""
     flat = a.reshape(1, -1)
     cell: dict[str, Any] = {"rank": rank, "dtype": str(a.dtype), "numbers": a.size}
     reads = []
-    for method in ("tsqr", "sketch"):
-        train = tensorfact.tt_svd(a, rank=rank, method=method, rng=0)  # type: ignore[arg-type]
-        reads.append(least(lambda: kernels.sum_squares(flat), 5))
-        seconds = least(lambda m=method: tensorfact.tt_svd(a, rank=rank, method=m, rng=0), rounds)  # type: ignore[misc]
-        cell[method] = {"seconds": seconds, "error": train.error, "path": train.info.path, "notes": train.info.notes}
+    for name in METHODS:
+        method = "sketch" if name == "sketch" else "tsqr"
+        with patch.object(_Step, "_squares_may_do", lambda _: False) if name == "reflections" else nullcontext():
+            train = tensorfact.tt_svd(a, rank=rank, method=method, rng=0)  # type: ignore[arg-type]
+            reads.append(least(lambda: kernels.sum_squares(flat), 5))
+            seconds = least(lambda m=method: tensorfact.tt_svd(a, rank=rank, method=m, rng=0), rounds)  # type: ignore[misc]
+        cell[name] = {"seconds": seconds, "error": train.error, "path": train.info.path, "notes": train.info.notes}
     cell["read_seconds"] = min(reads)
     cell["read_gb_s"] = a.nbytes / cell["read_seconds"] / 1e9
-    for method in ("tsqr", "sketch"):
-        cell[method]["reads"] = cell[method]["seconds"] / cell["read_seconds"]
-        cell[method]["bar"] = BARS[method].get(rank)
+    for name in METHODS:
+        cell[name]["reads"] = cell[name]["seconds"] / cell["read_seconds"]
+        cell[name]["bar"] = BARS["sketch" if name == "sketch" else "tsqr"].get(rank)
     cell["error_ratio"] = cell["sketch"]["error"] / cell["tsqr"]["error"]
     return cell
 
@@ -179,7 +185,7 @@ def main() -> None:
                 if wanted(name):
                     cell = ours(a, rank)
                     store(name, cell)
-                    reads = {method: round(cell[method]["reads"], 2) for method in ("sketch", "tsqr")}
+                    reads = {method: round(cell[method]["reads"], 2) for method in METHODS}
                     print(name, reads, f"error ratio {cell['error_ratio']:.4f}", flush=True)
             del a
     peers = ["numpy svd", "TensorLy", "torchTT", "teneva", "quimb"]

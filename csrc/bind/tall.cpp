@@ -1,5 +1,6 @@
 #include "../core/tall.hpp"
 
+#include "../core/tall_gram.hpp"
 #include "../core/tall_product.hpp"
 #include "../core/tall_triangle.hpp"
 #include "convert.hpp"
@@ -8,6 +9,15 @@ namespace tensorfact::bind {
 namespace {
 
 using namespace py::literals;
+
+template <class T>
+struct Double {
+    using type = double;
+};
+template <class R>
+struct Double<std::complex<R>> {
+    using type = std::complex<double>;
+};
 
 template <class T>
 void bind_tall_of(py::module_& m) {
@@ -36,6 +46,18 @@ void bind_tall_of(py::module_& m) {
             tall_triangle<T>(y_, to, local_workspace(), nthreads);
         },
         py::arg("y").noconvert(), py::arg("r").noconvert(), "nthreads"_a);
+    using Acc = typename Double<T>::type;
+    m.def(
+        "tall_gram",
+        [](const Array<T>& y, Array<Acc>& g, int nthreads) {
+            const auto y_ = in(y, "y");
+            const auto g_ = out(g, "g");
+            require(g_.shape[0] == y_.shape[1] && g_.shape[1] == y_.shape[1], "g must have shape (", y_.shape[1], ", ", y_.shape[1], ")");
+            Acc* to = contiguous(g_, "g");
+            nogil released;
+            tall_gram<T, Acc>(y_, to, local_workspace(), nthreads);
+        },
+        py::arg("y").noconvert(), py::arg("g").noconvert(), "nthreads"_a);
     m.def(
         "tall_product",
         [](const Array<T>& y, const Array<T>& v, Array<T>& w, Array<double>& sums, bool residual, int nthreads) {

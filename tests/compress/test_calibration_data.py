@@ -73,6 +73,21 @@ def test_a_long_text_is_cut_into_windows_of_the_context(opened: Opener) -> None:
     assert max(lengths(opened(Calibration([long], length=10)))) == 10
 
 
+def test_windows_of_long_texts_come_from_all_of_them(opened: Opener) -> None:
+    long = [" ".join([f"w{k}"] * 300) for k in range(4)]  # each would fill the samples alone
+    found = opened(Calibration(long, samples=4))
+    ids = torch.cat([batch["input_ids"].reshape(-1) for batch in found.inputs])
+    words = opened([f"w{k} w{k}" for k in range(4)])
+    wanted = torch.cat([batch["input_ids"].reshape(-1) for batch in words.inputs])
+    assert set(wanted.tolist()) <= set(ids.tolist())
+
+
+def test_line_breaks_inside_of_quotes_are_kept(opened: Opener, tmp_path: Path) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text('id,text\n1,"w1 w2\nw3 w4"\n2,w5 w6\n')
+    assert lengths(opened(Calibration(file, column="text"))) == [2, 4]
+
+
 def test_a_language_model_gets_full_windows(opened: Opener) -> None:
     found = opened(Calibration([" ".join(WORDS)] * 3, length=16, samples=9), "llama")
     assert lengths(found) == [16] * 9

@@ -8,7 +8,7 @@ import pytest
 from tensorfact import tt_svd
 from tensorfact.factor import _tt_cores
 from tensorfact.factor._tt_cores import right_vectors
-from tensorfact.factor._tt_sweep import Plan, _choose_group
+from tensorfact.factor._tt_plan import Plan, choose_group
 from tensorfact.factor._tt_tall import HostTensor
 from tensorfact.kernels import _dispatch
 from trains import tensor, true_error
@@ -40,6 +40,24 @@ def test_gram_and_svd_find_the_same_vectors(dtype, shape, monkeypatch):
     assert np.linalg.norm(v @ v.conj().T - exact @ exact.conj().T) < 1e-9
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+@pytest.mark.parametrize("shape", [(150, 200), (300, 120)])
+def test_few_vectors_by_iteration_keep_nearly_as_much(dtype, shape, monkeypatch):
+    # a slowly falling spectrum: the hard case of an iteration
+    keep, s = 20, 0.95 ** np.arange(min(shape))
+    a = matrix(*shape, s, dtype)
+    monkeypatch.setattr(np.linalg, "svd", None)
+    values, v = right_vectors(a, keep, nearly=True)
+    kept2 = np.linalg.norm(a @ v) ** 2
+    best2 = np.sum(s[:keep] ** 2)
+    assert best2 - kept2 <= 0.02 * (np.sum(s**2) - best2)
+    assert len(values) == len(s)
+    assert kept2 >= np.sum(values[:keep] ** 2) * (1 - 1e-12)  # what is foretold is never more than what is kept
+    assert np.sum(values[:keep] ** 2) == pytest.approx(kept2, rel=1e-3)
+    assert np.sum(values**2) == pytest.approx(np.sum(s**2), rel=1e-10)
+    assert np.linalg.norm(v.conj().T @ v - np.eye(keep)) < 100 * 2.2e-16 * np.sqrt(keep)
+
+
 @pytest.mark.parametrize("floor", [0.0, 1e-13, 1e-7])
 def test_what_a_gram_matrix_cannot_tell_goes_to_the_svd(floor):
     s = np.concatenate([0.8 ** np.arange(20), np.full(80, floor)])
@@ -59,9 +77,9 @@ def test_the_unfolding_of_wide_modes(rank):
     """Three modes of ten, where two would leave a sixth or half of the data to write and read again."""
     data = HostTensor(np.broadcast_to(np.float32(0), (*(10,) * 8, 1)), np.float32, None)
     plan = Plan((rank,) * 7, True, "sketch", 1)
-    assert _choose_group(data, plan, 0) == 3
+    assert choose_group(data, plan, 0) == 3
     bits = HostTensor(np.broadcast_to(np.float32(0), (*(2,) * 27, 1)), np.float32, None)
-    assert 2 ** _choose_group(bits, Plan((rank,) * 26, True, "sketch", 1), 0) in (128, 256)
+    assert 2 ** choose_group(bits, Plan((rank,) * 26, True, "sketch", 1), 0) in (128, 256)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

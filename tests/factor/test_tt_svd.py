@@ -97,6 +97,20 @@ def test_error_is_exact_at_every_size(method, dtype, level):
         assert actual == pytest.approx(level, rel=0.1)
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [(np.float64, 1e-4), (np.float32, 1e-2)])
+def test_gram_matrix_serves_where_squares_have_the_digits(dtype, digits):
+    # A loss far above `digits` needs no reflectors, one below them must not come from squares; both are near the best.
+    for level, path in ((10 * digits, "gram"), (digits / 10, "tsqr")):
+        a = tensor((2,) * 17, 5, dtype, np.random.default_rng(2), noise=level)
+        for wish in ({"rank": 5}, {"tol": 2 * level}):
+            train = tt_svd(a, method="tsqr", **wish)
+            assert path in train.info.path, (level, wish)
+            assert train.error <= 1.001 * classical_error(a, train.ranks[1:-1])
+            assert train.error == pytest.approx(true_error(a, train), rel=1e-3)
+        if path == "tsqr":
+            assert "gram" not in tt_svd(a, method="tsqr", tol=2 * level).info.path  # nor is it tried in vain
+
+
 def test_tolerance_finds_the_ranks():
     a = tensor((4, 5, 6, 7, 8, 9), 3, np.float64, np.random.default_rng(3), noise=1e-9)
     for method in ("auto", "tsqr", "sketch"):

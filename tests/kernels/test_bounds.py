@@ -67,6 +67,7 @@ def check(side):
             kernels.normal_apply(pairs[0], make(6, size, dtype=dtype))
             tall = make(64 + size, size, dtype=dtype)
             kernels.tall_triangle(tall)
+            kernels.tall_gram(tall)
             basis = make(size, max(1, size // 2), dtype=dtype)
             kernels.tall_product(tall, basis, residual=True, out=make(64 + size, max(1, size // 2), dtype=dtype))
             codes = guarded(rng.integers(0, 8, len(tall)).astype(np.int64), side)

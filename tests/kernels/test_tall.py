@@ -60,6 +60,26 @@ def test_triangle_keeps_small_singular_values(rung, dtype, order):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_gram_matrix_of_tall_rows(rung, dtype):
+    for shape, order in cases(rung):
+        y = sample(shape, dtype, order)
+        before = y.copy()
+        g = kernels.tall_gram(y)
+        np.testing.assert_array_equal(y, before)
+        assert g.dtype == np.result_type(dtype, np.float64)
+        np.testing.assert_array_equal(g, g.conj().T)
+        exact = as_double(y)
+        gram = exact.conj().T @ exact
+        assert np.linalg.norm(g - gram) <= C * eps(dtype) * np.linalg.norm(gram)
+
+
+def test_gram_of_single_precision_is_summed_in_double(rung):
+    # 0.1 squared, 2e6 times: in single precision the sum would stop growing long before
+    g = kernels.tall_gram(np.full((2_000_000, 1), 0.1, np.float32))
+    assert g[0, 0] == pytest.approx(2e6 * np.float64(np.float32(0.1)) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_sketch_adds_signed_rows(rung, dtype):
     for (m, n), order in cases(rung):
         y = sample((m, n), dtype, order)
@@ -104,9 +124,11 @@ def test_same_bits_for_any_number_of_threads(rung, dtype):
         y = sample((9000, 40), dtype, order)
         triangles = [kernels.tall_triangle(y, workers=workers) for workers in (1, 2, 7)]
         sketches = [kernels.row_sketch(y, codes, 8, workers=workers) for workers in (1, 2, 7)]
+        grams = [kernels.tall_gram(y, workers=workers) for workers in (1, 2, 7)]
         products = [kernels.tall_product(y, v, residual=True, workers=workers) for workers in (1, 2, 7)]
         for k in (1, 2):
             np.testing.assert_array_equal(triangles[k], triangles[0])
+            np.testing.assert_array_equal(grams[k], grams[0])
             np.testing.assert_array_equal(sketches[k][0], sketches[0][0])
             np.testing.assert_array_equal(products[k][0], products[0][0])
             assert sketches[k][1] == sketches[0][1]
@@ -121,6 +143,7 @@ def test_rows_at_a_distance_are_read_in_place(rung, dtype):
     y = wide[:, 3:15]
     r, copied = kernels.tall_triangle(y), kernels.tall_triangle(np.ascontiguousarray(y))
     np.testing.assert_array_equal(r, copied)
+    np.testing.assert_array_equal(kernels.tall_gram(y), kernels.tall_gram(np.ascontiguousarray(y)))
     v = np.linalg.qr(sample((12, 3), dtype, seed=1))[0]
     np.testing.assert_array_equal(kernels.tall_product(y, v)[0], kernels.tall_product(np.ascontiguousarray(y), v)[0])
 
@@ -131,6 +154,7 @@ def test_what_is_not_finite_shows(rung, dtype, bad):
     y = sample((300, 12), dtype)
     y[271, 7] = bad
     assert not np.isfinite(kernels.tall_triangle(y)).all()
+    assert not np.isfinite(np.trace(kernels.tall_gram(y)))
     assert not np.isfinite(kernels.row_sketch(y, np.zeros(300), 1)[1])
     assert not np.isfinite(kernels.tall_product(y, np.ones((12, 1), dtype))[1])
 
@@ -146,6 +170,7 @@ def test_zeros_and_dependent_columns(rung, dtype):
 
 def test_empty_matrices():
     assert kernels.tall_triangle(np.empty((0, 3))).shape == (3, 3)
+    np.testing.assert_array_equal(kernels.tall_gram(np.empty((0, 3))), np.zeros((3, 3)))
     assert kernels.tall_product(np.empty((0, 3)), np.ones((3, 2)))[0].shape == (0, 2)
 
 

@@ -53,6 +53,7 @@ matmul = _module.matmul
 cholesky_qr = _module.cholesky_qr
 row_sketch = _module.row_sketch
 tall_triangle = _module.tall_triangle
+tall_gram = _module.tall_gram
 tall_product = _module.tall_product
 spline_basis = _module.spline_basis
 probe_write = _module.probe_write

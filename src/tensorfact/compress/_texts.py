@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Sequence
@@ -36,12 +37,12 @@ def read_texts(path: Path, column: Any = None) -> list[str]:
         raw = path.read_bytes()
         unpack = {".gz": gzip.decompress, ".xz": lzma.decompress}.get(path.suffix)
         text = (unpack(raw) if unpack else raw).decode("utf-8")
+        if kind in (".tsv", ".csv"):
+            return _table(text, "\t" if kind == ".tsv" else ",", column)
         lines = text.split("\n")  # str.splitlines also breaks at control characters inside of a line
         if kind == ".txt":
             return [line.rstrip("\r") for line in lines]
-        if kind == ".jsonl":
-            return [part for line in lines if line.strip() for part in _fields(json.loads(line), column)]
-        return _table(lines, "\t" if kind == ".tsv" else ",", column)
+        return [part for line in lines if line.strip() for part in _fields(json.loads(line), column)]
     except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"calibration must be a readable {kind} file, got {str(path)!r}: {error}") from error
 
@@ -60,9 +61,10 @@ def _fields(item: Any, column: Any) -> list[str]:
     return [str(text) for text in texts]
 
 
-def _table(lines: Sequence[str], delimiter: str, column: Any) -> list[str]:
+def _table(text: str, delimiter: str, column: Any) -> list[str]:
     # Tab-separated sets have no quoting as a rule, and stray quotes inside of their sentences.
     dialect = {"quoting": csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL}
+    lines = io.StringIO(text, newline="")  # a quoted field may hold line breaks, and keeps them
     rows = [row for row in csv.reader(lines, delimiter=delimiter, **dialect) if row]  # type: ignore[arg-type]
     if not rows:
         return []
@@ -169,4 +171,6 @@ def _sequences(texts: list[str], tokenizer: Any, length: int, samples: int) -> t
         rows += found if found and isinstance(found[0], list) else [found]
     cut = len(rows) - len(picked)
     notes = (f"calibration: texts longer than {length} tokens were cut, {cut} sequences more",) if cut else ()
-    return [list(row) for row in rows[:samples] if row], notes
+    kept = min(samples, len(rows))
+    rows = [rows[i * len(rows) // kept] for i in range(kept)]  # of all texts, where cutting made more than asked for
+    return [list(row) for row in rows if row], notes

@@ -38,20 +38,22 @@ def tail_rank(tail2: np.ndarray, limit2: float) -> int:
 
 
 _PLAIN = 64  # below so many rows there is nothing to gain over the SVD
+_FEW = 4  # leading directions are found by iteration where there are at most so many times fewer than rows
 
 
-def right_vectors(a: np.ndarray, keep: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def right_vectors(a: np.ndarray, keep: int | None = None, *, nearly: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """All min(m, n) singular values of a small matrix (m, n), and its first right singular vectors (n, keep or all).
 
     With ``keep`` a matrix in double precision goes through its Gram matrix, several times faster than an SVD, where
-    that loses nothing: where what is kept and what is discarded are both far above the squared rounding.
+    that loses nothing: where what is discarded is far above the squared rounding. ``nearly`` lets few vectors of many
+    come from a subspace iteration: nearly the first ones. Singular values behind them are then their mean.
     """
-    if a.shape[0] > a.shape[1]:
-        a = kernels.tall_triangle(a)
-    if keep is not None and a.shape[0] >= _PLAIN and 2 * keep <= a.shape[0] and a.dtype.char in "dD":
-        found = _by_gram(a, keep)
+    if keep is not None and min(a.shape) >= _PLAIN and 2 * keep <= min(a.shape) and a.dtype.char in "dD":
+        found = _by_gram(a, keep, nearly)
         if found is not None:
             return found
+    if a.shape[0] > a.shape[1]:
+        a = kernels.tall_triangle(a)
     if 2 * a.shape[0] < a.shape[1]:
         # A = (A^T)^T = (Q R)^T: the right vectors are those of R^T, seen through Q
         q, r = np.linalg.qr(a.T)
@@ -63,16 +65,33 @@ def right_vectors(a: np.ndarray, keep: int | None = None) -> tuple[np.ndarray, n
     return s, v if keep is None else v[:, :keep]
 
 
-def _by_gram(a: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The same from A A^H; None where its rounding would show in the singular values or in what is lost."""
-    gram = a @ a.conj().T
+def _by_gram(a: np.ndarray, keep: int, nearly: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
+    """The same from A A^H or A^H A; None where its rounding would show in the singular values or in what is lost."""
+    wide = a.shape[0] < a.shape[1]
+    gram = a @ a.conj().T if wide else a.conj().T @ a
     if not np.isfinite(gram).all():
         return None
-    values, u = np.linalg.eigh(gram)  # NumPy's BLAS, as around it: threads of two libraries would wait for each other
-    squares = np.maximum(values[::-1], 0.0)
-    if not squares[keep - 1] > 1e-8 * squares[0] or not squares[keep:].sum() > 1e-8 * squares.sum():
+    if nearly and _FEW * keep <= len(gram):
+        squares, u = _leading(gram, keep)
+    else:
+        values, u = np.linalg.eigh(gram)  # NumPy's BLAS, as around it: threads of two libraries wait for each other
+        squares, u = np.maximum(values[::-1], 0.0), u[:, : -keep - 1 : -1]
+    if not squares[keep:].sum() > 1e-8 * squares.sum():
         return None
-    return np.sqrt(squares), np.linalg.qr(a.conj().T @ u[:, : -keep - 1 : -1])[0]
+    return np.sqrt(squares), np.linalg.qr(a.conj().T @ u)[0] if wide else np.ascontiguousarray(u)
+
+
+def _leading(gram: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, the first ones by subspace iteration from columns of the matrix, and ``keep`` eigenvectors."""
+    width = keep + max(8, keep // 4)
+    q = np.linalg.qr(gram[:, :width])[0]
+    for _ in range(2):
+        q = np.linalg.qr(gram @ q)[0]
+    values, turn = np.linalg.eigh(q.conj().T @ gram @ q)
+    first = np.maximum(values[::-1], 0.0)
+    others = len(gram) - width
+    rest = max(float(np.trace(gram).real) - float(first.sum()), 0.0) / others
+    return np.concatenate([first, np.full(others, rest)]), q @ turn[:, : -keep - 1 : -1]
 
 
 def split_right(
@@ -108,7 +127,7 @@ def split_right(
         if exact and cap + more >= width and matrix.shape[0] >= width:
             v, q, left2, first2 = np.eye(width, dtype=small.dtype), width, 0.0, 0.0
         else:
-            s, v = right_vectors(matrix, cap + more if exact else None)
+            s, v = right_vectors(matrix, cap + more if exact else None, nearly=more > 0)
             tail2 = tails(s)
             q = min(cap, len(s)) if exact else min(cap, len(s), tail_rank(tail2, limit2))
             felt |= bool(tail2[q] > limit2)

@@ -9,8 +9,8 @@ import numpy as np
 
 from tensorfact.factor._input import _HALF, _working
 from tensorfact.factor._ops import PortableOps
+from tensorfact.factor._tt_plan import Plan, step_cost
 from tensorfact.factor._tt_portable import DeviceTensor
-from tensorfact.factor._tt_sweep import Plan, step_cost
 from tensorfact.factor._tt_tall import HostTensor
 
 __all__ = ["Tensor", "as_tensor"]

@@ -60,6 +60,12 @@ class DeviceTensor:
             z, norm2 = part if z is None else z + part, norm2 + self.ops.sum2(piece)
         return self.ops.to_numpy(z) / math.sqrt(buckets), norm2
 
+    def gram(self, group: int) -> np.ndarray | None:
+        """Gram matrix (width, width) in double precision; None for narrower types, whose sums libraries round."""
+        if self.eps > 1e-10:
+            return None
+        return sum(self.ops.to_numpy(self.ops.matmul(self.ops.adjoint(y), y)) for _, y in self._pieces(group))
+
     def triangle(self, group: int) -> np.ndarray:
         """Triangular factor (width, width) by QR of one block of rows after the other."""
         xp, r = self.ops.xp, None

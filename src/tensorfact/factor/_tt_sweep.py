@@ -1,9 +1,11 @@
 """The sweep over large data: fold trailing modes, find the directions that matter, project, go on with the rest.
 
-Deterministic step: Q-less TSQR of the tall unfolding, singular values and vectors of the small triangle, one product
-(Roehrig-Zoellner, Thies, Basermann, 2022). Randomized step: one sparse-sign sketch, a range a little wider than the
-rank, one product; the surplus columns are truncated at the end, when everything is small. In both, what is lost is the
-projection's own residual, orthogonal to all that follows, so the squares of the steps add up to the squared error.
+Deterministic step: triangular factor of the tall unfolding without its Q, singular values and vectors of that, one
+product (Roehrig-Zoellner, Thies, Basermann, 2022). The factor comes from the Gram matrix, in less than half the time,
+where what is discarded is far above the rounding of squares, else from TSQR. Randomized step: one sparse-sign sketch, a
+range a little wider than the rank, one product; the surplus columns are truncated at the end, when everything is small.
+In both, what is lost is the projection's own residual, orthogonal to all that follows, so the squares of the steps add
+up to the squared error.
 """
 
 from __future__ import annotations
@@ -16,13 +18,10 @@ import numpy as np
 
 from tensorfact import kernels
 from tensorfact.factor._tt_cores import Budget, split_right
+from tensorfact.factor._tt_plan import MAX_WIDTH, WORTH, Plan, buckets_for, choose_group, surplus
 
-__all__ = ["Log", "OutOfRangeError", "Plan", "checked_norm2", "step_cost", "sweep"]
+__all__ = ["Log", "OutOfRangeError", "checked_norm2", "sweep"]
 
-_OVERSAMPLES, _VECTOR = 6, 8  # columns beyond the rank: at least so many, up to a multiple of a vector of the product
-_WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
-_MAX_WIDTH = 2048
-_THIN, _WIDEST = 1 / 8, 1024  # a sketch that keeps more of the columns takes another mode, up to so many columns
 _MISSED = 4.0  # a sketch that loses this many times the square that it foresaw has not seen a part of the data
 
 
@@ -39,6 +38,7 @@ class Log:
     notes: list[str] = field(default_factory=list)
     lost2: dict[int, float] = field(default_factory=dict)  # by bond
     reads: float = 0.0
+    squares_cancel: bool = False  # a Gram matrix had too few digits: no other is tried
 
     def note(self, text: str) -> None:
         """Remember ``text`` once."""
@@ -48,20 +48,6 @@ class Log:
     def read(self, tensor: Any) -> None:
         """Count a pass over ``tensor``."""
         self.reads += tensor.size / self.size
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The request, in the order of the modes that the sweep sees."""
-
-    caps: tuple[int, ...]  # of each inner bond
-    exact: bool  # the caps are the ranks; otherwise the budget decides below them
-    method: str  # "tsqr" or "sketch"
-    smallest: int  # a tensor of no more numbers is split by LAPACK directly
-
-    def last(self, modes: int) -> int:
-        """Cap of the bond behind the first ``modes`` modes; that behind the last one is 1."""
-        return self.caps[modes - 1] if modes <= len(self.caps) else 1
 
 
 def checked_norm2(norm2: float, eps: float) -> float:
@@ -81,13 +67,13 @@ def sweep(
     """
     cores: list[np.ndarray] = []
     first, target = tensor, 0
-    while group := _choose_group(tensor, plan, target):
+    while group := choose_group(tensor, plan, target):
         step = _Step(tensor, group, plan, budget, log)
         projected = step.sketched(rng) if plan.method == "sketch" else None
         if projected is None and not step.too_narrow and step.rows >= step.width:  # the triangle is width x width
             projected = step.triangular(overwrite=overwrite or tensor is not first)
         if projected is None:
-            if step.width >= _MAX_WIDTH or _choose_group(tensor, plan, 2 * step.width) in (0, group):
+            if step.width >= MAX_WIDTH or choose_group(tensor, plan, 2 * step.width) in (0, group):
                 break
             target = 2 * step.width
             continue
@@ -98,70 +84,6 @@ def sweep(
         cores = [*step.cores, *cores]
         tensor, target = projected, 0
     return tensor.center(), cores
-
-
-def _choose_group(tensor: Any, plan: Plan, target: int) -> int:
-    """How many trailing modes become columns; 0 when the rest is better split directly."""
-    modes, bond = tensor.modes, tensor.bond
-    if tensor.size <= plan.smallest or len(modes) < 2:
-        return 0
-    best, before = 0, math.inf
-    for group in range(1, len(modes)):
-        width = math.prod(modes[len(modes) - group :]) * bond
-        rows = math.prod(modes[: len(modes) - group])
-        cap = plan.caps[len(modes) - group - 1]
-        extra = _surplus(cap) if plan.method == "sketch" else 0
-        wanted = target or _target(plan, cap, bond)
-        kept = cap + extra if plan.exact else 1
-        tall = rows >= 4 * width or (
-            plan.exact and extra > 0 and rows >= 4 * _buckets(width, kept) and 4 * kept <= width
-        )
-        thick = tall and kept > _THIN * before and width <= _WIDEST
-        if best and (not tall or width > 1.5 * wanted) and not thick:
-            break
-        if tall and (kept <= _WORTH * width or not plan.exact):
-            best, before = group, (width if extra and plan.exact else math.inf)
-        if width >= wanted:
-            break
-    if target and best:
-        width = math.prod(modes[len(modes) - best :]) * bond
-        return best if width >= target else 0
-    return best
-
-
-def step_cost(tensor: Any, plan: Plan) -> float:
-    """Estimated time of all steps from this side, in reads of the data; infinite where there is nothing to gain.
-
-    The weights were measured on two AVX-512 cores: per read of a number 16 flops of a triangular factor or 30 of a
-    product.
-    """
-    group = _choose_group(tensor, plan, 0)
-    if group == 0:
-        return math.inf
-    width = math.prod(tensor.modes[len(tensor.modes) - group :]) * tensor.bond
-    cap = plan.caps[len(tensor.modes) - group - 1]
-    kept = cap + (_surplus(cap) if plan.method == "sketch" else 0) if plan.exact else width // 8
-    first = 1.3 if plan.method == "sketch" else max(1.0, width / 8)
-    layout = 1.0 if getattr(tensor, "by_row", True) else 1.2
-    return float(layout * (first + max(1.0, kept / 15)) / max(1 - kept / width, 0.1))
-
-
-def _surplus(cap: int) -> int:
-    """Columns of a sketched range beyond the rank."""
-    return -(-(cap + _OVERSAMPLES) // _VECTOR) * _VECTOR - cap if cap < _MAX_WIDTH else _OVERSAMPLES
-
-
-def _target(plan: Plan, cap: int, bond: int) -> int:
-    """Width of the unfolding that makes the passes fast and the projection small."""
-    if plan.method == "sketch":
-        return 256 if plan.exact and cap > 30 else 128
-    # a later step has the bond in its columns: a quarter must remain, or the rest takes too many passes
-    return max(2 * cap, 4 * bond, 32) if plan.exact else max(64, 4 * bond)
-
-
-def _buckets(width: int, kept: int) -> int:
-    """Rows of a sketch: four times the columns, or enough for the directions that are kept of very many columns."""
-    return min(4 * width, max(8 * kept, 256)) if 8 * kept < width else 4 * width
 
 
 class _Step:
@@ -184,14 +106,14 @@ class _Step:
 
     def sketched(self, rng: np.random.Generator) -> Any | None:
         """Randomized step; None where it does not pay (`too_narrow`) or has missed something (noted)."""
-        buckets = _buckets(self.width, self.caps[0] + _surplus(self.caps[0])) if self.plan.exact else 4 * self.width
+        buckets = buckets_for(self.width, self.caps[0] + surplus(self.caps[0])) if self.plan.exact else 4 * self.width
         if self.rows < 2 * buckets:
             return None
         z, norm2 = self.tensor.sketch(self.group, buckets, rng)
         self._learn(norm2)
         whole2 = self.budget.norm2 - self.budget.spent2
         noise2 = (30 * self.tensor.eps) ** 2 * self.budget.norm2
-        share2, extra = self.budget.share2(len(self.tensor.modes)), _surplus(self.caps[0])
+        share2, extra = self.budget.share2(len(self.tensor.modes)), surplus(self.caps[0])
         for cautious in (0.5, 0.1):  # the tail of a sketch is a little smaller than that of the data
             wide, lost2, beyond2, felt = self._split(z, cautious * share2, extra)
             if wide is None:
@@ -212,22 +134,53 @@ class _Step:
 
     def triangular(self, *, overwrite: bool) -> Any | None:
         """Deterministic step; None where it does not pay."""
-        r = self.tensor.triangle(self.group)
-        self.log.read(self.tensor)
-        if not np.isfinite(r).all():
-            raise OutOfRangeError
-        self._learn(kernels.sum_squares(r))
-        wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
-        if wide is None:
+        for name in ("gram", "tsqr"):
+            if name == "gram" and not self._squares_may_do():
+                continue
+            r = self.tensor.triangle(self.group) if name == "tsqr" else self._cholesky()
+            self.log.read(self.tensor)
+            if r is None:
+                continue
+            if not np.isfinite(r).all():
+                raise OutOfRangeError
+            if math.isnan(self.budget.norm2):
+                self._learn(kernels.sum_squares(r))
+            wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
+            whole2 = self.budget.norm2 - self.budget.spent2
+            if name == "gram" and not sum(lost2) > _squares_hide(self.tensor.eps) * self.budget.norm2:
+                self.log.squares_cancel = True
+                continue
+            if wide is None:
+                return None
+            # the triangle of float32 data knows small tails to no more than its own rounding
+            residual = self.tensor.eps > 1e-10 and sum(lost2) <= _cancels(self.tensor.eps) * whole2
+            projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
+            self.log.read(self.tensor)
+            if residual:
+                lost2 = _shared(lost2, residual2)
+            return self._done(name, projected, lost2)
+        return None
+
+    def _squares_may_do(self) -> bool:
+        """Whether a Gram matrix is worth a try: not if one has failed, nor where the tolerance is below its digits."""
+        tol = self.budget.tol
+        hidden = _squares_hide(self.tensor.eps) * len(self.tensor.modes)
+        return not self.log.squares_cancel and (tol is None or tol * tol > hidden)
+
+    def _cholesky(self) -> np.ndarray | None:
+        """Triangular factor by way of the Gram matrix; None where that is singular."""
+        gram = self.tensor.gram(self.group)
+        if gram is None:
             return None
-        # the triangle of float32 data knows small tails to no more than its own rounding
-        whole2 = self.budget.norm2 - self.budget.spent2
-        residual = self.tensor.eps > 1e-10 and sum(lost2) <= _cancels(self.tensor.eps) * whole2
-        projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
-        self.log.read(self.tensor)
-        if residual:
-            lost2 = _shared(lost2, residual2)
-        return self._done("tsqr", projected, lost2)
+        norm2 = float(np.trace(gram).real)
+        if not math.isfinite(norm2):
+            raise OutOfRangeError
+        self._learn(norm2)
+        try:
+            return np.linalg.cholesky(gram).conj().T
+        except np.linalg.LinAlgError:
+            self.log.squares_cancel = True
+            return None
 
     def _learn(self, norm2: float) -> None:
         """The first pass over the data tells its norm."""
@@ -241,7 +194,7 @@ class _Step:
             a = kernels.tall_triangle(a)
         small = self.tensor.small(self.group, a)
         self.cores, self.tail, lost2, beyond2, felt = split_right(small, self.caps, self.plan.exact, limit2, extra)
-        if self.cores[0].shape[0] > _WORTH * self.width:
+        if self.cores[0].shape[0] > WORTH * self.width:
             return None, lost2, beyond2, felt
         wide = self.cores[0]
         for core in self.cores[1:]:
@@ -266,3 +219,12 @@ def _shared(parts2: list[float], whole2: float) -> list[float]:
 def _cancels(eps: float) -> float:
     """Where less than this share of a squared norm is lost, the difference of two norms does not tell it to 1e-3."""
     return 1e-10 if eps < 1e-10 else 1e-3
+
+
+def _squares_hide(eps: float) -> float:
+    """Share of the squared norm below which discarded squares are not told from the rounding of a Gram matrix.
+
+    With an error E of the Gram matrix, its first k eigenvectors keep at most 2 k ||E|| less than the best ones do
+    (Ky Fan): of the order of k eps of the squared norm.
+    """
+    return 1e-8 if eps < 1e-10 else 1e-4

@@ -92,6 +92,10 @@ class HostTensor:
             z, norm2 = z + part, norm2 + sum2
         return z, norm2
 
+    def gram(self, group: int) -> np.ndarray | None:
+        """Gram matrix (width, width) of the unfolding in double precision: one read."""
+        return sum(kernels.tall_gram(piece, workers=self.workers) for _, piece in self.pieces(group))
+
     def triangle(self, group: int) -> np.ndarray:
         """Triangular factor (width, width) of the unfolding: one read."""
         r: np.ndarray | None = None

@@ -16,7 +16,8 @@ from tensorfact.factor._train_canonical import shifted
 from tensorfact.factor._train_chain import TrainInfo
 from tensorfact.factor._tt_cores import Budget, left_orthonormal, reversed_modes, split_left
 from tensorfact.factor._tt_input import Tensor, as_tensor
-from tensorfact.factor._tt_sweep import Log, OutOfRangeError, Plan, checked_norm2, sweep
+from tensorfact.factor._tt_plan import Plan
+from tensorfact.factor._tt_sweep import Log, OutOfRangeError, checked_norm2, sweep
 from tensorfact.kernels._dispatch import checked_threads
 
 __all__ = ["tt_svd"]
@@ -57,7 +58,9 @@ def tt_svd(
         Upper bounds on the bonds with ``tol``; where one bites and the error stays above ``tol``, ``info.converged`` is
         False and ``error`` tells the truth.
     method : {"auto", "tsqr", "sketch"}
-        "tsqr" is deterministic: a triangular factor of each tall unfolding without its Q, then one product. "sketch" is
+        "tsqr" is deterministic: a triangular factor of each tall unfolding without its Q, then one product. Where more
+        than 1e-8 of the squared norm (1e-4 in single precision) is discarded, that factor comes from the Gram matrix in
+        less than half the time, and ``info.path`` says "gram"; else from Householder reflections. "sketch" is
         randomized: one sparse-sign sketch and one product, a few surplus columns that are truncated at the end; its
         error is at most a few per cent above the deterministic one, and as exactly known. "auto" sketches, and takes
         the deterministic step where a sketch has missed something (recorded in ``info.notes``).
@@ -82,10 +85,10 @@ def tt_svd(
 
     Notes
     -----
-    For N numbers, m folded columns and bond r: "tsqr" 2 N m + 2 N r flops, "sketch" about 4 N + 2 N r, each two reads
-    of `a` and of the projected tensors, which are smaller by r / m. Memory beside `a`: the first projected tensor,
-    N (r + 10) / m numbers, and as much again for the later ones. The error is the root of the sum of what each bond
-    discards, an identity. The smallest tolerance is ten units of rounding, in
+    For N numbers, m folded columns and bond r: "tsqr" 2 N m + 2 N r flops, N m + 2 N r by way of the Gram matrix,
+    "sketch" about 4 N + 2 N r, each two reads of `a` and of the projected tensors, which are smaller by r / m. Memory
+    beside `a`: the first projected tensor, N (r + 10) / m numbers, and as much again for the later ones. The error is
+    the root of the sum of what each bond discards, an identity. The smallest tolerance is ten units of rounding, in
     half precision 2.5 times what rounding the cores may cost.
 
     References

@@ -8,7 +8,7 @@ from tensorfact.kernels.dense import cholesky_qr, eigh, gram, matmul, normal_app
 from tensorfact.kernels.facewise import facewise_product, tube_faces
 from tensorfact.kernels.sparse import SparsePlan, pack_sparse, sparse_path, sparse_product
 from tensorfact.kernels.spline import spline_basis, spline_gram, spline_solve, spline_uniform, spline_values
-from tensorfact.kernels.tall import row_sketch, tall_product, tall_triangle
+from tensorfact.kernels.tall import row_sketch, tall_gram, tall_product, tall_triangle
 
 __all__ = [
     "SparsePlan",
@@ -33,6 +33,7 @@ __all__ = [
     "spline_uniform",
     "spline_values",
     "sum_squares",
+    "tall_gram",
     "tall_product",
     "tall_triangle",
     "tube_faces",
