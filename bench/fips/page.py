@@ -85,8 +85,8 @@ def verdict(rows: Rows) -> str:
     for ratio in rows.ratios():
         refined, sharing = rows.refinements(ratio), rows.sharing(ratio)
         lines.append(
-            f"| {ratio:g} | {rows.best(ratio)} | {gains(rows.over_svd(ratio), digits)} | {gains(refined, digits)} | "
-            f"{gains(sharing, digits)} |"
+            f"| {ratio:g} | {rows.best(ratio) or '-'} | {gains(rows.over_svd(ratio), digits)} | "
+            f"{gains(refined, digits)} | {gains(sharing, digits)} |"
         )
     return "\n".join(lines)
 
@@ -98,9 +98,12 @@ def sentence(rows: Rows) -> str:
     sharing = [gain for ratio in ratios for gain in rows.sharing(ratio).values()]
     over = [gain for ratio in ratios for gain in rows.over_svd(ratio).values()]
     stages, better = block_losses(rows.found)
-    wins = {}
+    wins: dict[str, list[str]] = {}
     for ratio in ratios:
-        wins.setdefault(rows.best(ratio), []).append(f"{ratio:g}")
+        if best := rows.best(ratio):
+            wins.setdefault(best, []).append(f"{ratio:g}")
+    if not wins:
+        return "Too few arms were run to say which is best."
     return (
         "Best: "
         + "; ".join(f"{arm} at {', '.join(at)}" for arm, at in wins.items())

@@ -46,10 +46,10 @@ class Rows:
         return None if a is None or b is None else (a - b if self.measure.higher else b - a)
 
     def best(self, ratio: float, among: Sequence[str] = MAIN) -> str | None:
-        """The best arm of a ratio."""
+        """The best arm of a ratio; None where fewer than two were run."""
         ran = [(arm, value) for arm in among if (value := self.value(arm, ratio)) is not None]
         sign = 1 if self.measure.higher else -1
-        return max(ran, key=lambda pair: sign * pair[1])[0] if ran else None
+        return max(ran, key=lambda pair: sign * pair[1])[0] if len(ran) > 1 else None
 
     def refinements(self, ratio: float) -> dict[str, float]:
         """Of every refined arm whose start was run, how much better than that it is."""
