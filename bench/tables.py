@@ -286,7 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lproduct": lproduct,
     "checkpoints": checkpoints,
     "calibration": tables_calibrated.calibration,
-    "fips": tables_calibrated.stsb_fips,
+    "fips": tables_calibrated.fips,
     "sparse": tables_calibrated.sparse,
 }
 
