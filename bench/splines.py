@@ -2,6 +2,7 @@
 
     python -m bench.splines --points 1000000
     python -m bench.splines --kan            # flashkan and inkan beside ours, those that are installed
+    python -m bench.splines --fresh          # finished rows are kept else, so that a run resumes
 
 Times are medians of interleaved rounds into arrays that are warm. The limit is the time to write the same output once,
 values and first indices, by streaming stores of the same threads. Accuracy is asserted before anything is timed.
@@ -115,26 +116,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--kan", action="store_true")
+    parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()
-    result: dict[str, Any] = timing.load("splines")
+    result: dict[str, Any] = {} if arguments.fresh else timing.load("splines")
     result["environment"] = timing.environment()
     if arguments.kan:
         table = result.setdefault("kan", {})
         for intervals, points in ((5, arguments.points), (200, arguments.points // 10)):
             name = f"{intervals} intervals, {points:g} points"
-            table[name] = kan(points, intervals, arguments.rounds)
-            print(name, table[name], flush=True)
-        timing.save("splines", result)
+            if name not in table:
+                table[name] = kan(points, intervals, arguments.rounds)
+                timing.save("splines", result)
+                print(name, table[name], flush=True)
         return
     rows = result.setdefault("rows", {})
     for kind in ("uniform", "general"):
         for intervals in (5, 16, 200):
             for dtype in (np.float64, np.float32):
                 name = f"{kind}, {intervals} intervals, {np.dtype(dtype)}, {arguments.points:g} points"
+                if name in rows:
+                    continue
                 peers = not arguments.no_peers and intervals == 16
                 rows[name] = measure(arguments.points, dtype, kind, intervals, arguments.rounds, peers)
                 print(name, {key: round(value, 2) for key, value in rows[name].items()}, flush=True)
-    timing.save("splines", result)
+                timing.save("splines", result)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,19 @@ struct SplineBatch {
             f(b, from, to, values, first);
         }
     }
+
+    // Blocks of values straight to their place, if every branch is uniform and no point lies outside; else false, some of them written.
+    bool stream_blocks(index lo, index hi, T* values, std::int32_t* first) const {
+        alignas(64) std::int32_t start[spline_block];
+        for (index i = lo; i < hi; ++i) {
+            const index b = i / blocks, from = i % blocks * spline_block, to = std::min(points, from + spline_block);
+            const SplineBranch<T>& s = (*this)[b];
+            const BlockOut<T> out{values + b * (s.degree + 1) * points + from, points, start, true};
+            if (!s.uniform || !block_for(s)(s, x + b * points + from, to - from, out)) return false;
+            stream_copy(first + b * points + from, start, to - from);
+        }
+        return true;
+    }
 };
 
 // values (branches * (degree + 1), points): row b (degree + 1) + q holds function first[b, i] + q at point i.
@@ -60,7 +73,11 @@ void spline_basis(Mat<const T> x, Mat<const T> knots, int degree, int nu, bool c
     T* to = contiguous(values, "values");
     std::int32_t* to_first = contiguous(first, "first");
     const bool stream = values.shape[0] * n * static_cast<index>(sizeof(T)) > stream_bytes;
+    // Straight from the registers where rows are aligned: writing then overlaps with computing.
+    const auto misfit = (reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(to_first)) % 64;
+    const bool direct = stream && misfit == 0 && n % Pack<T>::lanes == 0;
     parallel_for(batch.size() * batch.blocks, nthreads, 32, [&](index lo, index hi) {
+        if (direct && batch.stream_blocks(lo, hi, to, to_first)) return stream_done();
         batch.for_each_block(lo, hi, [&](index b, index from, index end, const T* block, const std::int32_t* start) {
             const auto copy = [&](auto* out, const auto* in) {
                 if (stream) stream_copy(out, in, end - from);

@@ -5,23 +5,59 @@
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "spline_knots.hpp"
+#include "stream.hpp"
 
 namespace tensorfact {
 
 inline constexpr index spline_block = 256;
 
-// `values` holds degree + 1 rows of `spline_block` points, `first` the index of the first of those functions. x lies in [lo, hi].
+// Where a block goes: degree + 1 rows of values, `stride` apart, and the index of the first of those functions at each point. Past the
+// caches where `stream` is true; rows are then whole vectors and aligned to them.
 template <class T>
-using SplineBlock = void (*)(const SplineBranch<T>& s, const T* x, index n, T* values, std::int32_t* first);
+struct BlockOut {
+    T* values;
+    index stride;
+    std::int32_t* first;
+    bool stream;
+};
+
+// Returns whether all points lie in [lo, hi], of which uniform knots take the nearest end else; other knots ask for points inside.
+template <class T>
+using SplineBlock = bool (*)(const SplineBranch<T>& s, const T* x, index n, const BlockOut<T>& out);
+
+// As wide as the registers: compilers take comparisons of wider vectors apart, one element at a time.
+#if defined(__AVX512F__)
+inline constexpr std::size_t pack_bytes = 64;
+#elif defined(__AVX2__)
+inline constexpr std::size_t pack_bytes = 32;
+#else
+inline constexpr std::size_t pack_bytes = 16;
+#endif
 
 template <class T>
 struct Pack {
-    typedef T type __attribute__((vector_size(64)));
-    typedef std::int32_t count __attribute__((vector_size(64 / sizeof(T) * sizeof(std::int32_t))));
-    static constexpr index lanes = 64 / static_cast<index>(sizeof(T));
+    typedef T type __attribute__((vector_size(pack_bytes)));
+    typedef std::int32_t count __attribute__((vector_size(pack_bytes / sizeof(T) * sizeof(std::int32_t))));
+    static constexpr index lanes = static_cast<index>(pack_bytes / sizeof(T));
 };
+
+template <class T>
+inline typename Pack<T>::type gather(const T* table, const typename Pack<T>::count& at) {
+#if defined(__AVX512F__)
+    // With a mask: without one, the compiler's own header starts from a vector that it then warns about.
+    if constexpr (std::is_same_v<T, float>)
+        return (typename Pack<T>::type)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, (__m512i)at, table, 4);
+    else return (typename Pack<T>::type)_mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xff, (__m256i)at, table, 8);
+#else
+    typename Pack<T>::type found;
+#pragma GCC unroll 16
+    for (index i = 0; i < Pack<T>::lanes; ++i) found[i] = table[at[i]];
+    return found;
+#endif
+}
 
 // The local recurrence at one point of interval k. P, NU < 0: taken from the branch.
 template <class T, int P, int NU>
@@ -55,47 +91,48 @@ inline void local_values(const SplineBranch<T>& s, T x, index k, T* __restrict v
 }
 
 template <class T, int P, int NU>
-void general_block(const SplineBranch<T>& s, const T* x, index n, T* __restrict values, std::int32_t* __restrict first) {
+bool general_block(const SplineBranch<T>& s, const T* x, index n, const BlockOut<T>& out) {
+    T* __restrict values = out.values;
+    std::int32_t* __restrict first = out.first;
     const int p = P < 0 ? s.degree : P;
     for (index j = 0; j < n; ++j) first[j] = s.knot[interval_of(s, x[j])] - p;
     for (index j = 0; j < n; ++j) {
         T local[max_degree + 1];
         local_values<T, P, NU>(s, x[j], first[j] + p, local);
 #pragma GCC unroll 8
-        for (int q = 0; q <= p; ++q) values[q * spline_block + j] = local[q];
+        for (int q = 0; q <= p; ++q) values[q * out.stride + j] = local[q];
     }
+    return true;
 }
 
 // Uniform breakpoints: knot distances are small integers in units of the step, cut off at repeated ends, so that many points go through
-// the recurrence at once and nothing is looked up but the ends of the interval. x, values and first are aligned and padded.
+// the recurrence at once and nothing is looked up but the ends of the interval. x is padded, and so are values and first unless streamed.
 template <class T, int P, int NU>
-void uniform_block(const SplineBranch<T>& s, const T* x, index n, T* __restrict values, std::int32_t* __restrict first) {
+bool uniform_block(const SplineBranch<T>& s, const T* x, index n, const BlockOut<T>& out) {
     using V = typename Pack<T>::type;
     using I = typename Pack<T>::count;
-    constexpr index lanes = Pack<T>::lanes;
     const T per_step = 1 / s.step;
-    const index intervals = s.count - P;
-    alignas(64) T along[spline_block];
-    for (index j = 0; j < n; j += lanes) {
-        const V at = (*reinterpret_cast<const V*>(x + j) - s.lo) * per_step - s.bias;
-        *reinterpret_cast<I*>(first + j) = __builtin_convertvector(at, I);
-    }
-    // The estimate is right or one too low. Position in the interval by its own ends: rounded knots at 200 intervals are off by
-    // 100 eps of a step.
-    const T* __restrict breaks = s.t + P;
-    const T* __restrict lengths = s.inverse;
-    for (index j = 0; j < n; ++j) {
-        index i = first[j];
-        i += x[j] >= s.next[i];
-        first[j] = static_cast<std::int32_t>(i);
-        along[j] = (x[j] - breaks[i]) * lengths[i * triangle(P)];
-    }
-    for (index j = 0; j < n; j += lanes) {
-        const V i = __builtin_convertvector(*reinterpret_cast<const I*>(first + j), V);
-        V u = *reinterpret_cast<const V*>(along + j);
+    const T last = static_cast<T>(s.count - P - 1);
+    const V lo = V{} + s.lo, hi = V{} + s.hi;
+    auto outside = lo != lo;
+    for (index j = 0; j < n; j += Pack<T>::lanes) {
+        V given;
+        std::memcpy(&given, x + j, sizeof given);
+        V at = given > lo ? given : lo;  // NaN goes to lo
+        at = at < hi ? at : hi;
+        outside |= given != at;
+        // The estimate is right or one too low. Position in the interval by its own ends: rounded knots at 200 intervals are off by
+        // 100 eps of a step. Reciprocals of lengths are such that u is never below 1 at the end.
+        I first = __builtin_convertvector((at - lo) * per_step - s.bias, I);
+        V u = (at - gather(s.t + P, first)) * gather(s.inverse, first);
+        const V i0 = __builtin_convertvector(first, V);
+        const auto next = (u >= 1) & (i0 < last);
+        u = next ? u - 1 : u;
+        const V i = next ? i0 + 1 : i0;
+        first = __builtin_convertvector(i, I);
         u = u < 1 ? u : V{} + 1;
         const V v = 1 - u;
-        const V before = i + s.beyond, after = (static_cast<T>(intervals - 1) - i) + s.beyond;
+        const V before = i + s.beyond, after = (last - i) + s.beyond;
         // Knots to the left of the interval's start and to the right of its end, in steps, and their distances from the point.
         V left[P], right[P], from[P], to[P], local[P + 1];
         from[0] = u, to[0] = v;
@@ -131,8 +168,16 @@ void uniform_block(const SplineBranch<T>& s, const T* x, index n, T* __restrict 
             local[d] = carry;
         }
 #pragma GCC unroll 8
-        for (int q = 0; q <= P; ++q) *reinterpret_cast<V*>(values + q * spline_block + j) = local[q];
+        for (int q = 0; q <= P; ++q) {
+            T* to = out.values + q * out.stride + j;
+            if (out.stream) stream_store(to, local[q]);
+            else *reinterpret_cast<V*>(to) = local[q];
+        }
+        *reinterpret_cast<I*>(out.first + j) = first;
     }
+    bool inside = true;
+    for (index i = 0; i < Pack<T>::lanes; ++i) inside = inside && !outside[i];
+    return inside;
 }
 
 template <class T, int P>
@@ -182,12 +227,11 @@ void end_slopes(const SplineBranch<T>& s, T x, index k, T* slopes) {
     }
 }
 
-// Values of up to `spline_block` points anywhere: tails outside the knots, NaN where x is NaN.
+// Copies up to `spline_block` points, aligned and padded, those outside moved to the ends; says whether there are such.
 template <class T>
-void evaluate_block(const SplineBranch<T>& s, SplineBlock<T> block, const T* x, index n, T* values, std::int32_t* first) {
+bool brought_inside(const SplineBranch<T>& s, const T* x, index n, T* inside) {
     using V = typename Pack<T>::type;
     constexpr index lanes = Pack<T>::lanes;
-    alignas(64) T inside[spline_block];
     const V lo = V{} + s.lo, hi = V{} + s.hi;
     V least = lo, most = lo, poison{};
     for (index j = 0; j < n; j += lanes) {
@@ -202,7 +246,15 @@ void evaluate_block(const SplineBranch<T>& s, SplineBlock<T> block, const T* x, 
     }
     bool outside = false;
     for (index i = 0; i < lanes; ++i) outside = outside || least[i] < s.lo || most[i] > s.hi || poison[i] != 0;
-    block(s, inside, n, values, first);
+    return outside;
+}
+
+// Values of up to `spline_block` points anywhere, rows `spline_block` apart: tails outside the knots, NaN where x is NaN.
+template <class T>
+void evaluate_block(const SplineBranch<T>& s, SplineBlock<T> block, const T* x, index n, T* values, std::int32_t* first) {
+    alignas(64) T inside[spline_block];
+    const bool outside = brought_inside(s, x, n, inside);
+    block(s, inside, n, {values, spline_block, first, false});
     if (s.nu > s.degree)
         for (index q = 0; q <= s.degree; ++q) std::fill_n(values + q * spline_block, n, T(0));
     if (!outside) return;

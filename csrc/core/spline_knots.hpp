@@ -27,7 +27,7 @@ struct SplineBranch {
     index buckets, steps;
     T per_bucket;
     const std::int32_t* bucket;
-    const T* inverse;  // reciprocals of knot distances, `triangle(degree)` for each knot interval
+    const T* inverse;  // reciprocals of knot distances: `triangle(degree)` for each knot interval, one for each of uniform knots
     // Uniform knots: distance of breakpoints, and how many steps the knots go on beyond each end (0 where they are repeated).
     bool uniform;
     T step, bias, beyond;
@@ -130,18 +130,24 @@ SplineBranch<T> prepare(const T* t, index branch, index count, int degree, int n
     s.lo = t[knot[0]], s.hi = next[s.intervals - 1];
     next[s.intervals - 1] = std::numeric_limits<T>::infinity();
 
-    s.uniform = nu < degree && uniform_knots(t, count, degree, s.step, s.beyond);
+    s.uniform = degree <= 5 && nu < std::min(degree, 3) && uniform_knots(t, count, degree, s.step, s.beyond);
     s.bias = 1024 * std::numeric_limits<T>::epsilon() * static_cast<T>(all);
     const index most = std::min(most_buckets, 32 * all);
     fill_buckets(s, most, scratch.bucket + branch * (most + 1));
     T* inverse = scratch.inverse + branch * all * triangle(degree);
     s.inverse = inverse;
-    for (index k = degree; k < count; ++k)
+    for (index k = degree; k < count; ++k) {
+        if (s.uniform) {
+            const T length = t[k + 1] - t[k], share = 1 / length;
+            *inverse++ = length * share < 1 ? std::nextafter(share, std::numeric_limits<T>::infinity()) : share;
+            continue;
+        }
         for (int d = 1; d <= degree; ++d)
             for (int q = 0; q < d; ++q) {
                 const T length = t[k + 1 + q] - t[k + 1 - d + q];
                 *inverse++ = length > 0 ? (d > degree - nu ? static_cast<T>(d) : T(1)) / length : T(0);  // 0: an empty interval
             }
+    }
     return s;
 }
 

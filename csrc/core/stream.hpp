@@ -38,6 +38,21 @@ void stream_copy(T* __restrict to, const T* __restrict from, index n) {
 #endif
 }
 
+// Writes one vector of 16, 32 or 64 bytes past the caches, `to` aligned to its size.
+template <class V>
+void stream_store(void* to, const V& v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(V) == 64) return _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)v);
+#endif
+#if defined(__AVX__)
+    if constexpr (sizeof(V) == 32) return _mm256_stream_si256(static_cast<__m256i*>(to), (__m256i)v);
+#endif
+#if defined(__SSE2__)
+    if constexpr (sizeof(V) == 16) return _mm_stream_si128(static_cast<__m128i*>(to), (__m128i)v);
+#endif
+    std::memcpy(to, &v, sizeof(V));
+}
+
 inline void stream_done() {
 #if defined(__SSE2__)
     _mm_sfence();

@@ -212,6 +212,36 @@ def test_large_results_are_streamed_and_equal(rung):
         np.testing.assert_array_equal(first[:, part], small_first)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("degree", [2, 3])
+def test_rows_on_cache_lines_are_written_from_registers(rung, kind, degree):
+    if rung != "cpp":
+        pytest.skip("only the compiled kernels stream")
+    t = make_knots("uniform", degree, 11)
+    x = np.random.default_rng(0).uniform(0, 1, 600_000).astype(kind)
+    x[[300, 700, 400_000, 400_001]] = -0.5, 1.5, np.nan, 0.25  # tails and NaN in some blocks
+    values, first = kernels.spline_basis(x, t, degree)
+    for part in (slice(0, 2001), slice(399_999, 402_000), slice(599_000, None)):
+        small, small_first = kernels.spline_basis(x[part], t, degree)
+        np.testing.assert_array_equal(values[:, :, part], small)
+        np.testing.assert_array_equal(first[:, part], small_first)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 3, 6])
+def test_splines_at_infinity_follow_their_tails(rung, degree):
+    t = make_knots("uniform", degree, 9)
+    rising, level = np.arange(9.0), np.full(9, 3.0)
+    x = np.array([-np.inf, 0.5, np.inf, np.nan])
+    found = kernels.spline_values(x, t, degree, level)[0]
+    np.testing.assert_allclose(found[:3], 3.0, rtol=1e-14)
+    assert np.isnan(found[3])
+    found = kernels.spline_values(x, t, degree, rising)[0]
+    expected = [0.0, 8.0] if degree == 0 else [-np.inf, np.inf]
+    np.testing.assert_array_equal(found[[0, 2]], expected)
+    assert np.isfinite(found[1])
+    assert not np.isinf(kernels.spline_values(x, t, degree, rising, tails="clamp")[0, :3]).any()
+
+
 def test_results_go_to_out(rung):
     t = make_knots("uniform", 3, 8)
     out = np.empty((1, 4, 3)), np.empty((1, 3), np.int32)

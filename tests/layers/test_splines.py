@@ -250,3 +250,13 @@ def test_nan_goes_through_the_transforms_of_torch_func() -> None:
     assert slopes[1:].isfinite().all()
     with pytest.raises(RuntimeError, match="x must be real"):
         torch.vmap(layer)(torch.ones(4, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("how", [spline, reference])
+def test_infinite_inputs_follow_the_tails(how: Any) -> None:
+    knots = torch.tensor([[0.0] * 4 + [0.5] + [1.0] * 4] * 3, dtype=torch.float64)
+    coefficients = torch.tensor([[0.0, 1, 2, 3, 4], [4.0, 3, 2, 1, 0], [2.5] * 5], dtype=torch.float64)
+    inf = float("inf")
+    x = torch.tensor([[-inf] * 3, [inf] * 3], dtype=torch.float64)
+    found = how(x, knots, coefficients, 3) if how is spline else how(x, knots, coefficients, 3, 0)
+    torch.testing.assert_close(found, torch.tensor([[-inf, inf, 2.5], [inf, -inf, 2.5]], dtype=torch.float64))

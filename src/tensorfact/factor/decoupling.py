@@ -31,7 +31,7 @@ def decouple(
     rank: int,
     degree: int = 3,
     n_basis: int = 12,
-    weight: float = 0.1,
+    weight: float = 0.3,
     ridge: float = 1e-6,
     regularization: Literal["proximal", "ridge"] = "proximal",
     coefficients: Literal["project", "exact"] = "project",
@@ -61,7 +61,8 @@ def decouple(
         Degree (1 to 7) and number of basis functions of each spline; ``n_basis = degree + 1`` are polynomials.
     weight : float
         Weight of the values against the Jacobians in ``||J - J^||^2 / ||J||^2 + weight ||F - F^||^2 / ||F - mean||^2``:
-        1 gives both equal shares. It multiplies squared norms.
+        1 gives both equal shares. It multiplies squared norms. A much smaller weight buys slopes with values where
+        splines are too coarse for the function.
     ridge : float
         Tikhonov weight of the factor updates, relative to the mean diagonal of each system.
     regularization : {"proximal", "ridge"}

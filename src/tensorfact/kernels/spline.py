@@ -145,6 +145,8 @@ def spline_values(
     out = np.empty(points.shape, points.dtype)
     if points.size:
         _spline_values(points, t, degree, nu, tails == "clamp", c, out, checked_threads(workers))
+    if nu == 0 and tails == "linear" and points.size:
+        _at_infinity(points, t, degree, c, out)
     return out
 
 
@@ -261,6 +263,23 @@ def spline_uniform(knots: ArrayLike, degree: int) -> bool:
     """
     _, t = _checked(np.empty((1, 0), np.result_type(np.asarray(knots).dtype, np.float32)), knots, degree, 0, "linear")
     return bool(_spline_uniform(t, degree))
+
+
+def _at_infinity(x: Matrix, t: Matrix, degree: int, c: Matrix, out: Matrix) -> None:
+    """Where a straight tail leads: infinite terms of a basis would cancel to NaN. Level to rounding is level."""
+    far = np.isnan(out) & np.isinf(x)
+    if not far.any():
+        return
+    ends = np.ascontiguousarray(t[:, [degree, -degree - 1]])
+    level, slope = np.empty_like(ends), np.empty_like(ends)
+    for nu, found in ((0, level), (1, slope)):
+        _spline_values(ends, t, degree, nu, False, c, found, 1)
+    rounding = 16 * np.finfo(t.dtype).eps * np.abs(c).max(axis=1, keepdims=True)
+    flat = np.abs(slope) * (ends[:, 1:] - ends[:, :1]) <= rounding
+    with np.errstate(invalid="ignore"):
+        limit = np.where(flat, level, slope * np.array([-np.inf, np.inf], t.dtype))
+    row = np.nonzero(far)[0]
+    out[far] = limit[row, (x[far] > 0).astype(np.int64)]
 
 
 def _rows(a: ArrayLike, name: str) -> Matrix:

@@ -17,9 +17,22 @@ __all__ = ["adjoint_reference", "reference"]
 def reference(x: Tensor, knots: Tensor, coefficients: Tensor, degree: int, nu: int) -> Tensor:
     """Values or derivatives (..., r), straight on outside the knots, where the second derivative is zero."""
     z = x.reshape(-1, x.shape[-1]).mT
-    local, first = _with_tails(z, knots, degree, nu)
-    y = sum((coefficients.gather(1, first + q) * value for q, value in enumerate(local)), torch.zeros_like(z))
+    ends = knots[:, degree, None], knots[:, -degree - 1, None]
+    far = torch.isinf(z) if nu == 0 else torch.zeros_like(z, dtype=torch.bool)
+    near = torch.where(far, torch.where(z > 0, ends[1], ends[0]), z)
+    y = _combined(near, knots, coefficients, degree, nu)
+    if nu == 0:  # infinite terms of a basis would cancel to NaN; level to rounding is level
+        slope = _combined(near, knots, coefficients, degree, 1).detach()
+        rounding = 16 * torch.finfo(z.dtype).eps * coefficients.detach().abs().amax(dim=1, keepdim=True)
+        level = slope.abs() * (ends[1] - ends[0]) <= rounding
+        y = torch.where(far & ~level, slope * torch.where(far, z, torch.ones_like(z)).detach(), y)
     return y.mT.reshape(x.shape)
+
+
+def _combined(z: Tensor, knots: Tensor, coefficients: Tensor, degree: int, nu: int) -> Tensor:
+    """The spline of each row at z (r, N)."""
+    local, first = _with_tails(z, knots, degree, nu)
+    return sum((coefficients.gather(1, first + q) * value for q, value in enumerate(local)), torch.zeros_like(z))
 
 
 def adjoint_reference(x: Tensor, gradient: Tensor, knots: Tensor, degree: int, nu: int) -> Tensor:
