@@ -2,8 +2,7 @@
 
     python -m bench.lproduct                        # all of it; finished cells are kept, so it resumes
     python -m bench.lproduct --fresh --only product --only tsvd
-    python -m bench.lproduct --only encoder --width 128 --rounds 5
-    python -m bench.lproduct --cell "product p=16" --fresh
+    python -m bench.lproduct --fresh --cell "product p=16" --cell "encoder d=128" --rounds 5
 
 Answers are compared before anything is timed. ``product`` multiplies 4096 tokens of width 768, cut into p slices, with
 p weights of a slice's width, tubes in the last axis of all three tensors: the faces alone as one batched product, of
@@ -288,7 +287,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget stored cells")
     parser.add_argument("--only", action="append", choices=("product", "layer", "tsvd", "encoder"), help="repeatable")
-    parser.add_argument("--width", type=int, action="append", help="only encoders of this width (repeatable)")
     parser.add_argument("--cell", action="append", help='only this cell, such as "product p=2" (repeatable)')
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of timing a cell")
@@ -301,8 +299,10 @@ def main() -> None:
     jobs |= {f"layer p={p}": lambda p=p: layer_routines(p) for p in SLICES}  # type: ignore[misc]
     jobs |= {f"tsvd {m}x{l}x{p}": lambda m=m, l=l, p=p: tsvd_routines(m, l, p) for m, l, p in TSVD}  # type: ignore[misc]
     for width, batch in ENCODERS:
-        if args.width is None or width in args.width:
-            jobs[f"encoder d={width}"] = lambda width=width, batch=batch: encoder_routines(width, batch, 4)  # type: ignore[misc]
+        jobs[f"encoder d={width}"] = lambda width=width, batch=batch: encoder_routines(width, batch, 4)  # type: ignore[misc]
+    unknown = set(args.cell or ()) - jobs.keys()
+    if unknown:
+        parser.error(f"--cell must be one of {', '.join(jobs)}, got {', '.join(sorted(unknown))}")
     for key, job in jobs.items():
         left_out = (args.only and key.split()[0] not in args.only) or (args.cell and key not in args.cell)
         if left_out or (key in cells and not args.fresh):
