@@ -2,12 +2,13 @@
 
     python -m bench.lproduct                        # all of it; finished cells are kept, so it resumes
     python -m bench.lproduct --fresh --only product --only tsvd
-    python -m bench.lproduct --only encoder --width 128 --rounds 5
+    python -m bench.lproduct --fresh --cell "product p=16" --cell "encoder d=128" --rounds 5
 
 Answers are compared before anything is timed. ``product`` multiplies 4096 tokens of width 768, cut into p slices, with
 p weights of a slice's width, tubes in the last axis of all three tensors: the faces alone as one batched product, of
 NumPy's BLAS or of torch's, into memory that is there, are the floor (ours and the peers take new memory at every call;
-one row of each shows what that costs); the dense 768 x 768 product is what the slices save.
+one row of each shows what that costs): a peer's time over the faster of the two is how many times faster than this peer
+anything could be that multiplies faces. The dense 768 x 768 product is what the slices save.
 ``torch-dct + bmm`` and ``scipy.fft + matmul`` are the usual ways: an FFT along the tubes where they lie, a
 product over strided faces, an inverse FFT. ``layer`` times `LProductLinear` against `nn.Linear`, forward, and forward
 with backward. ``encoder`` times a training step, forward and backward. torch-dct and mprod-package take part where
@@ -32,6 +33,7 @@ TOKENS, WIDTH = 4096, 768
 SLICES = (2, 4, 8, 16)
 TSVD = ((512, 512, 8), (256, 256, 32), (2048, 96, 8))
 ENCODERS = ((128, 32), (256, 32), (768, 8))  # width, sequences of 128 tokens
+FLOORS = ("faces alone", "faces alone, torch.bmm")
 SLOW = ("mprod-package",)  # seconds a product: a few rounds of its own
 Routine = Callable[[], Any]
 
@@ -267,7 +269,12 @@ def measure(
     ours = times_of["tensorfact"]
     faster = {name: round_ratio(times, ours) for name, times in times_of.items() if name != "tensorfact"}
     faster |= {name: row["times_slower"] for name, row in rows.items() if "times_slower" in row}
-    return {"rows": rows, "times_slower_than_ours": faster}
+    cell = {"rows": rows, "times_slower_than_ours": faster}
+    if "product" in kind:
+        floor = min(FLOORS, key=lambda name: rows[name]["seconds"])
+        bounds = {name: round_ratio(times, times_of[floor]) for name, times in times_of.items() if name != floor}
+        cell |= {"floor": floor, "times_slower_than_floor": bounds}
+    return cell
 
 
 def round_ratio(times: list[float], ours: list[float]) -> float:
@@ -280,9 +287,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fresh", action="store_true", help="forget stored cells")
     parser.add_argument("--only", action="append", choices=("product", "layer", "tsvd", "encoder"), help="repeatable")
-    parser.add_argument("--width", type=int, action="append", help="only encoders of this width (repeatable)")
+    parser.add_argument("--cell", action="append", help='only this cell, such as "product p=2" (repeatable)')
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--budget", type=float, default=30.0, help="seconds of timing a cell")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of timing a cell")
     args = parser.parse_args()
     result: dict[str, Any] = timing.load("lproduct")
     cells = result.setdefault("cells", {})
@@ -292,10 +299,13 @@ def main() -> None:
     jobs |= {f"layer p={p}": lambda p=p: layer_routines(p) for p in SLICES}  # type: ignore[misc]
     jobs |= {f"tsvd {m}x{l}x{p}": lambda m=m, l=l, p=p: tsvd_routines(m, l, p) for m, l, p in TSVD}  # type: ignore[misc]
     for width, batch in ENCODERS:
-        if args.width is None or width in args.width:
-            jobs[f"encoder d={width}"] = lambda width=width, batch=batch: encoder_routines(width, batch, 4)  # type: ignore[misc]
+        jobs[f"encoder d={width}"] = lambda width=width, batch=batch: encoder_routines(width, batch, 4)  # type: ignore[misc]
+    unknown = set(args.cell or ()) - jobs.keys()
+    if unknown:
+        parser.error(f"--cell must be one of {', '.join(jobs)}, got {', '.join(sorted(unknown))}")
     for key, job in jobs.items():
-        if (args.only and key.split()[0] not in args.only) or (key in cells and not args.fresh):
+        left_out = (args.only and key.split()[0] not in args.only) or (args.cell and key not in args.cell)
+        if left_out or (key in cells and not args.fresh):
             continue
         cells[key] = measure(key, *job(), args.rounds, args.budget)
         timing.save("lproduct", result)

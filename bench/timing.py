@@ -15,18 +15,25 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results"
+REST = 0.2  # seconds: after a product OpenBLAS's idle threads keep their cores busy for 2^28 cycles, 0.13 s at 2.1 GHz
+WARM = 0.02  # seconds: cores and threads that rested are slow for a while
 
 
 def interleaved(routines: Mapping[str, Callable[[], Any]], rounds: int, budget: float = 60.0) -> dict[str, list[float]]:
-    """Seconds of each routine in each round, every second one backwards; stops early when ``budget`` is spent."""
+    """Seconds of each routine in each round, every second one backwards; stops early when ``budget`` is spent.
+
+    Each has the cores to itself: it begins when other libraries' idle threads have gone to sleep, and is timed warm.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in routines}
     started = time.perf_counter()
     for turn in range(rounds):
         for name in list(routines) if turn % 2 == 0 else list(routines)[::-1]:
-            time.sleep(0.05)  # another library's idle threads spin for a while, then sleep
+            time.sleep(REST)
             begin = time.perf_counter()
             routines[name]()
             if time.perf_counter() - begin < 0.2:  # a short one would mostly measure how its own threads wake up
+                while time.perf_counter() - begin < WARM:
+                    routines[name]()
                 begin = time.perf_counter()
                 routines[name]()
             seconds[name].append(time.perf_counter() - begin)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -90,3 +92,28 @@ def test_number_of_threads_is_a_setting():
     finally:
         kernels.set_num_threads(None)
     assert kernels.get_num_threads() == default
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_helpers_keep_the_cpus_that_they_may_use():
+    """Each is kept off the caller's CPU while it wakes up, and only then; with one CPU there is nowhere to go."""
+    code = (
+        "import os, numpy as np\n"
+        "from tensorfact import kernels\n"
+        "first = min(os.sched_getaffinity(0))\n"
+        "def masks():\n"
+        "    return [os.sched_getaffinity(int(task)) for task in os.listdir('/proc/self/task')]\n"
+        "a = np.ones((4000, 500))\n"
+        "whole = os.sched_getaffinity(0)\n"
+        "for _ in range(20):\n"
+        "    assert kernels.sum_squares(a, workers=3) == a.size\n"
+        "assert all(mask == whole for mask in masks()), masks()\n"
+        "for task in os.listdir('/proc/self/task'):\n"
+        "    os.sched_setaffinity(int(task), {first})\n"
+        "for _ in range(20):\n"
+        "    assert kernels.sum_squares(a, workers=3) == a.size\n"
+        "assert all(mask == {first} for mask in masks()), masks()\n"
+        "assert len(masks()) >= 3\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr[-2000:]

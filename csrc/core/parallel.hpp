@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
@@ -19,6 +20,7 @@
 #include <pthread.h>
 #endif
 
+#include "seat.hpp"
 #include "view.hpp"
 
 namespace tensorfact {
@@ -67,6 +69,7 @@ class Pool {
             grain_ = grain;
             helpers_ = active_ = helpers;
             error_ = nullptr;
+            for (int id = 0; id < std::min(helpers, seated); ++id) seats_[static_cast<std::size_t>(id)].avoid_caller();
             ++generation_;
         }
         wake_.notify_all();
@@ -89,7 +92,9 @@ class Pool {
         try {
             for (; size_ < target; ++size_) {
                 // Start from the present generation: a helper must not take part in a region that ended before it was born.
-                std::thread([this, id = size_, seen = generation_] { serve(id, seen); }).detach();
+                std::thread helper([this, id = size_, seen = generation_] { serve(id, seen); });
+                if (size_ < seated) seats_[static_cast<std::size_t>(size_)].belongs_to(helper.native_handle());
+                helper.detach();
             }
         } catch (const std::system_error&) {
             // The system refuses more threads: go on with those we have.
@@ -104,6 +109,7 @@ class Pool {
             seen = generation_;
             if (id >= helpers_) continue;
             lock.unlock();
+            if (id < seated) seats_[static_cast<std::size_t>(id)].release();
             work();
             lock.lock();
             if (--active_ == 0) done_.notify_one();
@@ -132,6 +138,8 @@ class Pool {
     int size_ = 0, helpers_ = 0, active_ = 0;
     unsigned long generation_ = 0;
     std::exception_ptr error_;
+    static constexpr int seated = 16;  // among more CPUs one helper that shares is no loss, and each costs the caller a microsecond
+    std::array<Seat, seated> seats_;
 };
 
 template <class F>

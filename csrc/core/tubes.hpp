@@ -152,14 +152,10 @@ struct Group {
         for (index k = 0; k < size(); ++k) v[k] = load_some(x + k * step, count);
     }
 
-    void store_lines(T* x, index step, index count) const {
-        for (index k = 0; k < size(); ++k) store_some(x + k * step, v[k], count);
-    }
-
-    // v := z v, or init + z v; a few sums at a time hide the latency of each, as many as the registers beside v allow.
-    void multiply(const T* z, const T* init, index step, index count) {
+    // Hands u and number u of z v, or of init + z v, to `sink`; a few sums at a time hide the latency of each.
+    template <class Sink>
+    void multiply(const T* z, const T* init, index step, index count, Sink&& sink) const {
         constexpr index deep = P >= 8 ? 2 : 4;
-        Vector<T> out[room];
         const index p_ = size();
         index u = 0;
         for (; u + deep <= p_; u += deep) {
@@ -167,14 +163,13 @@ struct Group {
             for (index i = 0; i < deep; ++i) s[i] = init ? load_some(init + (u + i) * step, count) : Vector<T>{};
             for (index k = 0; k < p_; ++k)
                 for (index i = 0; i < deep; ++i) s[i] += z[(u + i) * p_ + k] * v[k];
-            for (index i = 0; i < deep; ++i) out[u + i] = s[i];
+            for (index i = 0; i < deep; ++i) sink(u + i, s[i]);
         }
         for (; u < p_; ++u) {
             Vector<T> s = init ? load_some(init + u * step, count) : Vector<T>{};
             for (index k = 0; k < p_; ++k) s += z[u * p_ + k] * v[k];
-            out[u] = s;
+            sink(u, s);
         }
-        for (index k = 0; k < p_; ++k) v[k] = out[k];
     }
 };
 
@@ -193,8 +188,8 @@ bool to_faces(const T* x, index rows, index columns, index p, bool last, const T
             if (last) g.load_tubes(x + i * p, count);
             else g.load_lines(x + r * p * columns + i, columns, count);
             for (index k = 0; k < g.size(); ++k) seen += T(0) * g.v[k];
-            g.multiply(z, nullptr, 0, count);
-            g.store_lines(out + r * columns + i, face, count);
+            T* const to = out + r * columns + i;
+            g.multiply(z, nullptr, 0, count, [&](index u, const Vector<T>& s) { store_some(to + u * face, s, count); });
         }
     T each[w];
     store(each, seen);
@@ -207,16 +202,21 @@ bool to_faces(const T* x, index rows, index columns, index p, bool last, const T
 template <class T, index P>
 void from_faces(const T* faces, index face, index rows, index columns, index p, bool last, const T* z, const T* bias, T* y) {
     constexpr index w = lanes<T>;
-    Group<T, P> g;
-    g.p = p;
+    Group<T, P> g, back;
+    g.p = back.p = p;
     const index runs = last ? 1 : rows, length = last ? rows * columns : columns;
     for (index r = 0; r < runs; ++r)
         for (index i = 0; i < length; i += w) {
             const index count = std::min(w, length - i);
             g.load_lines(faces + r * columns + i, face, count);
-            g.multiply(z, bias ? bias + i : nullptr, columns, count);
-            if (last) g.store_tubes(y + i * p, count);
-            else g.store_lines(y + r * p * columns + i, columns, count);
+            const T* const init = bias ? bias + i : nullptr;
+            if (last) {
+                g.multiply(z, init, columns, count, [&](index u, const Vector<T>& s) { back.v[u] = s; });
+                back.store_tubes(y + i * p, count);
+            } else {
+                T* const to = y + r * p * columns + i;
+                g.multiply(z, init, columns, count, [&](index u, const Vector<T>& s) { store_some(to + u * columns, s, count); });
+            }
         }
 }
 

@@ -75,6 +75,19 @@ def check(side):
             knots = guarded(np.concatenate([[0.0] * 3, np.linspace(0, 1, 6), [1.0] * 3]).astype(dtype), side)
             points = guarded(rng.uniform(-0.1, 1.1, size).astype(dtype), side)
             kernels.spline_basis(points, knots, 3)
+            for p in (1, 2, 3, 4, 8, 16):
+                check_tubes(make, dtype, p, size)
+        check_tubes(make, dtype, 4, 33, rows=2100)  # large enough that its pages are called in one go
+
+
+def check_tubes(make, dtype, p, size, rows=5):
+    """The kernels on tubes: every argument at the edge of its pages."""
+    there, back, x = make(p, p, dtype=dtype), make(p, p, dtype=dtype), make(rows, p * size, dtype=dtype)
+    faces, bias = make(p, size, size + 1, dtype=dtype), make(p * (size + 1), dtype=dtype)
+    for last in (True, False):
+        kernels.tube_faces(x, there, last=last, out=make(p * rows, size, dtype=dtype))
+        out = make(rows, p * (size + 1), dtype=dtype)
+        kernels.facewise_product(x, faces, there, back, None if last else bias, last=last, out=out)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mprotect"), reason="needs mprotect")

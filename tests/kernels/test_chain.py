@@ -146,6 +146,13 @@ def test_out_is_used_and_inputs_are_left():
         np.testing.assert_array_equal(core, kept)
 
 
+def test_a_result_may_not_lie_on_the_bias():
+    cores = make("ragged")
+    out = np.ones((30, 65))
+    with pytest.raises(ValueError, match="out must not share memory"):
+        kernels.chain(np.ones((30, 24)), cores, out[29], out=out)
+
+
 def test_bad_arguments_are_named():
     cores = make("ragged")
     x = np.ones((2, 24))

@@ -66,6 +66,14 @@ def test_a_bias_is_added_to_slices():
     close(y, expected_product(x, faces, forward, inverse, False) + bias, np.float64, 150)
 
 
+def test_a_result_may_not_lie_on_the_bias():
+    x, faces, forward, inverse = make(30, 4, 9, 21, False, np.float64)
+    out = np.ones((30, 84))
+    with pytest.raises(ValueError, match="out must not share memory"):
+        kernels.facewise_product(x, faces, forward, inverse, out[29], last=False, out=out)
+    assert (out == 1).all()
+
+
 def test_no_rows():
     x, faces, forward, inverse = make(0, 4, 3, 5, True, np.float32)
     assert kernels.facewise_product(x, faces, forward, inverse)[0].shape == (0, 20)

@@ -31,6 +31,14 @@ def as_matrix(a: ArrayLike, name: str) -> Matrix:
     raise ValueError(f"{name} must be of a real or complex number type up to 64 bits a part, got dtype {array.dtype}")
 
 
+def as_real_matrix(a: ArrayLike, name: str) -> Matrix:
+    """The same for kernels of real numbers only."""
+    array = as_matrix(a, name)
+    if array.dtype.kind == "c":
+        raise ValueError(f"{name} must be real, got dtype {array.dtype}")
+    return array
+
+
 def is_lines(a: Matrix) -> bool:
     """Whether `a` is aligned and row- or column-contiguous: contiguous lines at any distance, no negative stride."""
     item = a.itemsize

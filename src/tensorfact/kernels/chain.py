@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tensorfact.kernels import _dispatch
-from tensorfact.kernels._array import as_contiguous, as_matrix, as_offset, output
+from tensorfact.kernels._array import as_contiguous, as_offset, as_real, as_real_matrix, output
 from tensorfact.kernels._dispatch import checked_threads, kernel
 
 __all__ = ["chain", "kron_sum"]
@@ -107,9 +107,7 @@ def chain(
     >>> chain([[1.0, 2.0]], [np.ones((1, 2, 2, 1)), np.full((1, 1, 1, 1), 3.0)])
     array([[9., 9.]])
     """
-    rows = as_contiguous(as_matrix(x, "x"))
-    if rows.dtype.kind == "c":
-        raise ValueError(f"x must be real, got dtype {rows.dtype}")
+    rows = as_contiguous(as_real_matrix(x, "x"))
     if direction not in ("left", "right"):
         raise ValueError(f'direction must be "left" or "right", got {direction!r}')
     arrays = [np.asarray(core) for core in cores]
@@ -128,7 +126,7 @@ def chain(
         raise ValueError(f"x must have {n} columns, the product of the cores' third sizes, got shape {rows.shape}")
     offset = as_offset(bias, m, rows.dtype)
     flat = np.concatenate([core.reshape(-1) for core in arrays], dtype=rows.dtype, casting="unsafe")[None]
-    result = output(out, (rows.shape[0], m), rows.dtype, rows, *arrays)
+    result = output(out, (rows.shape[0], m), rows.dtype, rows, offset, *arrays)
     _chain(rows, flat, sizes, offset, result, direction == "left", checked_threads(workers))
     return result
 
@@ -172,10 +170,8 @@ def kron_sum(left: ArrayLike, right: ArrayLike, /, *, out: Matrix | None = None,
         raise ValueError(f"left and right must be (m1, n1, r) and (r, m2, n2), got {a.shape} and {b.shape}")
     m1, n1, r = a.shape
     _, m2, n2 = b.shape
-    first = as_contiguous(as_matrix(a.reshape(m1 * n1, r), "left"))
-    if first.dtype.kind == "c" or b.dtype.kind == "c":
-        raise ValueError(f"left and right must be real, got dtypes {a.dtype} and {b.dtype}")
-    second = np.ascontiguousarray(b.reshape(r, m2 * n2), dtype=first.dtype)
+    first = as_contiguous(as_real_matrix(a.reshape(m1 * n1, r), "left"))
+    second = as_real(b.reshape(r, m2 * n2), first.dtype, "right")
     result = output(out, (m1 * m2, n1 * n2), first.dtype, first, second)
     _kron_sum(first, second, result, m1, m2, checked_threads(workers))
     return result

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tensorfact.kernels import _dispatch
-from tensorfact.kernels._array import as_contiguous, as_matrix, as_offset, output
+from tensorfact.kernels._array import as_contiguous, as_offset, as_real_matrix, output
 from tensorfact.kernels._dispatch import checked_threads, kernel
 
 __all__ = ["facewise_product", "tube_faces"]
@@ -181,16 +181,14 @@ def facewise_product(
         raise ValueError("bias must be None with last=True: it goes with rows of faces")
     offset = as_offset(bias, p * columns, rows.dtype)
     flat = np.ascontiguousarray(weights.reshape(p * inner, columns), dtype=rows.dtype)
-    result = output(out, (rows.shape[0], p * columns), rows.dtype, rows, flat, there, back)
+    result = output(out, (rows.shape[0], p * columns), rows.dtype, rows, flat, there, back, offset)
     finite = _facewise(rows, flat, there, back, offset, result, last, checked_threads(workers))
     return result, bool(finite)
 
 
 def _tubes(x: ArrayLike, z: ArrayLike, name: str) -> tuple[Matrix, int, Matrix]:
     """Rows, the length of their tubes, and the matrix in their dtype."""
-    rows = as_contiguous(as_matrix(x, "x"))
-    if rows.dtype.kind == "c":
-        raise ValueError(f"x must be real, got dtype {rows.dtype}")
+    rows = as_contiguous(as_real_matrix(x, "x"))
     matrix = np.asarray(z)
     p = matrix.shape[0] if matrix.ndim else 0
     if matrix.shape != (p, p) or not 1 <= p <= MAX_TUBE or matrix.dtype.kind not in "biuf":

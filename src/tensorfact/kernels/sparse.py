@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from tensorfact.kernels import _dispatch
-from tensorfact.kernels._array import as_contiguous, as_matrix, as_offset, output
+from tensorfact.kernels._array import as_contiguous, as_offset, as_real_matrix, output
 from tensorfact.kernels._dispatch import checked_threads, kernel
 from tensorfact.kernels.dense import matmul
 
@@ -127,9 +127,7 @@ def pack_sparse(v: ArrayLike, mask: ArrayLike | None = None, /, *, dtype: DTypeL
     >>> pack_sparse([[0.0, 2.0], [0.0, 0.0]])
     SparsePlan(2x2, float64, density=0.25)
     """
-    matrix = as_matrix(v, "v")
-    if matrix.dtype.kind == "c":
-        raise ValueError(f"v must be real, got dtype {matrix.dtype}")
+    matrix = as_real_matrix(v, "v")
     kind = np.dtype(matrix.dtype if dtype is None else dtype)
     if kind not in (np.float32, np.float64):
         raise ValueError(f"dtype must be float32 or float64, got {kind}")
@@ -271,10 +269,7 @@ def sparse_product(
         raise ValueError(f'path must be "auto", "sparse" or "dense", got {path!r}')
     if not isinstance(plan, SparsePlan):
         raise ValueError(f"plan must come from pack_sparse, got {type(plan).__name__}")
-    matrix = as_matrix(x, "x")
-    if matrix.dtype.kind == "c":
-        raise ValueError(f"x must be real, got dtype {matrix.dtype}")
-    rows = as_contiguous(matrix.astype(plan.dtype, copy=False))
+    rows = as_contiguous(as_real_matrix(x, "x").astype(plan.dtype, copy=False))
     k, n = plan.shape
     if rows.shape[1] != k:
         raise ValueError(f"x must have {k} columns, the rows of the plan, got shape {rows.shape}")
