@@ -83,8 +83,9 @@ void tall_gram(Mat<const T> y, Acc* g, Workspace& ws, int nthreads) {
     const TallRows<T> tall(y);
     const GramBlock<R> shape(tall.width());
     const index n = tall.cols, padded = shape.padded, size = padded * padded, block = shape.most_rows();
+    // The sums of all panels are at most a sixteenth of the numbers of y.
     const index most = std::clamp<index>((index{1} << 21) / size, 8, 64);
-    const index panels = std::clamp<index>(tall.rows / (4 * block), 1, most);
+    const index panels = std::clamp<index>(tall.rows / std::max(4 * block, 16 * padded), 1, most);
     const index per_panel = (tall.rows + panels - 1) / panels;
     Workspace::Frame frame(ws);
     double* sums = frame.take<double>(panels * size);

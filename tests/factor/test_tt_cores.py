@@ -58,6 +58,18 @@ def test_few_vectors_by_iteration_keep_nearly_as_much(dtype, shape, monkeypatch)
     assert np.linalg.norm(v.conj().T @ v - np.eye(keep)) < 100 * 2.2e-16 * np.sqrt(keep)
 
 
+@pytest.mark.parametrize("empty", [32, 64, 192])
+def test_few_vectors_are_found_behind_empty_columns(empty):
+    # an iteration that starts from columns of the matrix never leaves them
+    a = matrix(400, 256, np.concatenate([0.9 ** np.arange(20), np.full(236, 1e-4)]), np.float64)
+    a[:, :empty] = 0.0
+    s = np.linalg.svd(a, compute_uv=False)
+    for b in (a, a.T):
+        _, v = right_vectors(b, 20, nearly=True)
+        lost2 = np.linalg.norm(b) ** 2 - np.linalg.norm(b @ v) ** 2
+        assert lost2 <= 1.05 * np.sum(s[20:] ** 2)
+
+
 @pytest.mark.parametrize("floor", [0.0, 1e-13, 1e-7])
 def test_what_a_gram_matrix_cannot_tell_goes_to_the_svd(floor):
     s = np.concatenate([0.8 ** np.arange(20), np.full(80, floor)])

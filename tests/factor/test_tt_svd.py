@@ -111,6 +111,35 @@ def test_gram_matrix_serves_where_squares_have_the_digits(dtype, digits):
             assert "gram" not in tt_svd(a, method="tsqr", tol=2 * level).info.path  # nor is it tried in vain
 
 
+@pytest.mark.parametrize("method", ["tsqr", "sketch", "auto"])
+def test_data_in_a_part_of_the_tensor_only(method):
+    rng = np.random.default_rng(0)
+    a = np.zeros((64, 64, 16, 16))
+    a[:, :, 8:] = tensor((64, 64, 8, 16), 8, np.float64, rng, noise=1e-3)
+    train = tt_svd(a, rank=8, method=method, rng=0)
+    assert train.error <= 1.05 * classical_error(a, train.ranks[1:-1])
+
+
+@pytest.mark.parametrize("share2", [1.02e-3, 2e-3, 0.9e-2, 1.1e-2])
+def test_errors_are_exact_where_sums_of_squares_are_shifted_one_way(share2):
+    # the same row again and again: every product is rounded alike, and one row is what a rank of 1 loses
+    row = np.array([1.478921890258789, 1.3121918439865112], np.float32)
+    wide = row.astype(np.float64)
+    a = np.tile(row, (100_000, 1))
+    a[50_000] = np.sqrt(share2 * np.sum(wide**2) * 1e5) * np.array([-wide[1], wide[0]]) / np.linalg.norm(wide)
+    a = a.reshape(50, 2000, 2)
+    train = tt_svd(a, rank=[20, 1], method="tsqr")
+    assert train.error == pytest.approx(true_error(a, train), rel=1e-3)
+
+
+def test_a_step_that_is_too_narrow_does_not_end_gram_matrices():
+    rng = np.random.default_rng(6)
+    left, right = (np.linalg.qr(rng.standard_normal((1024, 60)))[0] for _ in range(2))
+    a, noise = left @ right.T, rng.standard_normal((1024, 1024))
+    a = a / np.linalg.norm(a) + 0.02 * noise / np.linalg.norm(noise)
+    assert tt_svd(a.reshape((2,) * 20), tol=0.1, method="tsqr").info.path == "gram"
+
+
 def test_tolerance_finds_the_ranks():
     a = tensor((4, 5, 6, 7, 8, 9), 3, np.float64, np.random.default_rng(3), noise=1e-9)
     for method in ("auto", "tsqr", "sketch"):

@@ -71,8 +71,9 @@ def _by_gram(a: np.ndarray, keep: int, nearly: bool = False) -> tuple[np.ndarray
     gram = a @ a.conj().T if wide else a.conj().T @ a
     if not np.isfinite(gram).all():
         return None
-    if nearly and _FEW * keep <= len(gram):
-        squares, u = _leading(gram, keep)
+    found = _leading(gram, keep) if nearly and _FEW * keep <= len(gram) else None
+    if found is not None:
+        squares, u = found
     else:
         values, u = np.linalg.eigh(gram)  # NumPy's BLAS, as around it: threads of two libraries wait for each other
         squares, u = np.maximum(values[::-1], 0.0), u[:, : -keep - 1 : -1]
@@ -81,16 +82,21 @@ def _by_gram(a: np.ndarray, keep: int, nearly: bool = False) -> tuple[np.ndarray
     return np.sqrt(squares), np.linalg.qr(a.conj().T @ u)[0] if wide else np.ascontiguousarray(u)
 
 
-def _leading(gram: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues, the first ones by subspace iteration from columns of the matrix, and ``keep`` eigenvectors."""
+def _leading(gram: np.ndarray, keep: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Eigenvalues, the first ones by subspace iteration, and ``keep`` eigenvectors; None where they are not the first.
+
+    The start is random, always the same: columns of the matrix itself may be zero or apart from all that matters.
+    """
     width = keep + max(8, keep // 4)
-    q = np.linalg.qr(gram[:, :width])[0]
-    for _ in range(2):
+    q = np.random.default_rng(0).standard_normal((len(gram), width))
+    for _ in range(3):
         q = np.linalg.qr(gram @ q)[0]
     values, turn = np.linalg.eigh(q.conj().T @ gram @ q)
     first = np.maximum(values[::-1], 0.0)
     others = len(gram) - width
     rest = max(float(np.trace(gram).real) - float(first.sum()), 0.0) / others
+    if not rest <= first[keep - 1]:
+        return None
     return np.concatenate([first, np.full(others, rest)]), q @ turn[:, : -keep - 1 : -1]
 
 

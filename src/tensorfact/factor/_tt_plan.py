@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MAX_WIDTH", "WORTH", "Plan", "buckets_for", "choose_group", "step_cost", "surplus"]
+__all__ = ["GRAM_WIDTH", "MAX_WIDTH", "WORTH", "Plan", "buckets_for", "choose_group", "step_cost", "surplus"]
 
 _OVERSAMPLES, _VECTOR = 6, 8  # columns beyond the rank: at least so many, up to a multiple of a vector of the product
 WORTH = 0.7  # a projection that keeps a larger share of the columns is not worth its pass
 MAX_WIDTH = 2048
+GRAM_WIDTH = 1024  # columns of a Gram matrix: the sums of a wider one leave the cache, and reflections are faster
 _THIN, _WIDEST = 1 / 8, 1024  # a sketch that keeps more of the columns takes another mode, up to so many columns
 
 
@@ -66,7 +67,7 @@ def _cheapest_group(tensor: Any, plan: Plan) -> int:
     for group in range(1, len(modes)):
         width *= modes[-group]
         kept = plan.caps[len(modes) - group - 1]
-        if tensor.size < 4 * width * width:
+        if tensor.size < 4 * width * width or (best and width > MAX_WIDTH):
             break
         if kept <= WORTH * width and (cost := _deterministic_cost(width, kept)) < least:
             best, least = group, cost
@@ -74,11 +75,13 @@ def _cheapest_group(tensor: Any, plan: Plan) -> int:
 
 
 def _deterministic_cost(width: int, kept: int) -> float:
-    """Reads of the data for a Gram matrix, the product, and, in proportion, all that comes after them.
+    """Reads of the data for a triangle, the product, and, in proportion, all that comes after them.
 
-    Measured on two AVX-512 cores: 28 columns of a Gram matrix or 14 of a product cost a read in double precision.
+    Measured on two AVX-512 cores: 28 columns of a Gram matrix, 12 of reflections or 14 of a product cost a read in
+    double precision.
     """
-    return (1.7 + width / 28 + 1.2 + kept / 14) / max(1 - kept / width, 0.1)
+    triangle = 1.7 + width / (28 if width <= GRAM_WIDTH else 12)
+    return (triangle + 1.2 + kept / 14) / max(1 - kept / width, 0.1)
 
 
 def step_cost(tensor: Any, plan: Plan) -> float:

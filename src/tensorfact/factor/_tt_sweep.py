@@ -18,7 +18,7 @@ import numpy as np
 
 from tensorfact import kernels
 from tensorfact.factor._tt_cores import Budget, split_right
-from tensorfact.factor._tt_plan import MAX_WIDTH, WORTH, Plan, buckets_for, choose_group, surplus
+from tensorfact.factor._tt_plan import GRAM_WIDTH, MAX_WIDTH, WORTH, Plan, buckets_for, choose_group, surplus
 
 __all__ = ["Log", "OutOfRangeError", "checked_norm2", "sweep"]
 
@@ -147,13 +147,17 @@ class _Step:
                 self._learn(kernels.sum_squares(r))
             wide, lost2, _, _ = self._split(r, self.budget.share2(len(self.tensor.modes)), 0)
             whole2 = self.budget.norm2 - self.budget.spent2
-            if name == "gram" and not sum(lost2) > _squares_hide(self.tensor.eps) * self.budget.norm2:
+            hidden2 = _squares_hide(self.tensor.eps) * self.budget.norm2
+            if name == "gram" and wide is None and self.budget.share2(len(self.tensor.modes)) > hidden2:
+                return None  # too narrow, which a triangle would only say again
+            if name == "gram" and not sum(lost2) > hidden2:
                 self.log.squares_cancel = True
                 continue
             if wide is None:
                 return None
-            # the triangle of float32 data knows small tails to no more than its own rounding
-            residual = self.tensor.eps > 1e-10 and sum(lost2) <= _cancels(self.tensor.eps) * whole2
+            # the triangle of float32 data knows small tails to no more than its own rounding, a Gram matrix to less
+            blurred = _cancels(self.tensor.eps) * (10 if name == "gram" else 1)
+            residual = self.tensor.eps > 1e-10 and sum(lost2) <= blurred * whole2
             projected, _, residual2 = self.tensor.project(self.group, wide, residual=residual, overwrite=overwrite)
             self.log.read(self.tensor)
             if residual:
@@ -162,10 +166,10 @@ class _Step:
         return None
 
     def _squares_may_do(self) -> bool:
-        """Whether a Gram matrix is worth a try: not if one has failed, nor where the tolerance is below its digits."""
+        """Whether a Gram matrix is worth a try: not a wide one, nor if one failed or the tolerance has more digits."""
         tol = self.budget.tol
         hidden = _squares_hide(self.tensor.eps) * len(self.tensor.modes)
-        return not self.log.squares_cancel and (tol is None or tol * tol > hidden)
+        return self.width <= GRAM_WIDTH and not self.log.squares_cancel and (tol is None or tol * tol > hidden)
 
     def _cholesky(self) -> np.ndarray | None:
         """Triangular factor by way of the Gram matrix; None where that is singular."""
@@ -225,6 +229,7 @@ def _squares_hide(eps: float) -> float:
     """Share of the squared norm below which discarded squares are not told from the rounding of a Gram matrix.
 
     With an error E of the Gram matrix, its first k eigenvectors keep at most 2 k ||E|| less than the best ones do
-    (Ky Fan): of the order of k eps of the squared norm.
+    (Ky Fan): of the order of k eps of the squared norm. Single precision is summed in itself over up to 256 rows, which
+    may shift all of them one way by some 30 eps.
     """
     return 1e-8 if eps < 1e-10 else 1e-4

@@ -87,9 +87,10 @@ def tt_svd(
     -----
     For N numbers, m folded columns and bond r: "tsqr" 2 N m + 2 N r flops, N m + 2 N r by way of the Gram matrix,
     "sketch" about 4 N + 2 N r, each two reads of `a` and of the projected tensors, which are smaller by r / m. Memory
-    beside `a`: the first projected tensor, N (r + 10) / m numbers, and as much again for the later ones. The error is
-    the root of the sum of what each bond discards, an identity. The smallest tolerance is ten units of rounding, in
-    half precision 2.5 times what rounding the cores may cost.
+    beside `a`: the first projected tensor, N (r + 10) / m numbers, as much again for the later ones, and for a Gram
+    matrix sums of N / 16 numbers or m^2, in double precision. The error is the root of the sum of what each bond
+    discards, an identity. The smallest tolerance is ten units of rounding, in half precision 2.5 times what rounding
+    the cores may cost.
 
     References
     ----------

@@ -181,7 +181,8 @@ def tall_gram(y: ArrayLike, /, *, workers: int | None = None) -> Matrix:
 
     Notes
     -----
-    One read of `y`, m n^2 flops (real). Unlike `kernels.gram` it does not go through BLAS.
+    One read of `y`, m n^2 flops (real), sums of at most m n / 16 numbers or one Gram matrix. Unlike `kernels.gram` it
+    does not go through BLAS. Made for up to about 1000 columns, whose sums stay in the cache.
 
     Examples
     --------
