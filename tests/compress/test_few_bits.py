@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -19,7 +20,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import tensorfact.compress as tc  # noqa: E402
+import tensorfact.torch  # noqa: E402
 from tensorfact.compress import FipsMethod, QuantizeMethod  # noqa: E402
+from tensorfact.compress._grouping import format_bytes  # noqa: E402
 from tensorfact.compress._method import Layer  # noqa: E402
 from tensorfact.compress.checkpoint import Checkpoint, TensorInfo, read_weight  # noqa: E402
 from tensorfact.compress.cli import main  # noqa: E402
@@ -135,6 +138,22 @@ def test_parameters_count_the_same_with_any_bits(bert: Path, tmp_path: Path) -> 
     assert [layer.rank for layer in plain.layers] == [layer.rank for layer in small.layers]
     assert plain.params_after == small.params_after
     assert 0.13 < sum(la.bytes_after for la in small.layers) / sum(la.bytes_after for la in plain.layers) < 0.16
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_bytes_that_few_bits_do_not_reach_are_told(tmp_path: Path, write_checkpoint: Any, bits: int | None) -> None:
+    report = compress(write_checkpoint(), tmp_path / "out", param_ratio=0.98, factor_bits=bits)
+    wide = [record for record in report.dense if record.targeted]
+    assert wide
+    kept, whole = sum(r.bytes for r in wide), sum(r.bytes for r in wide) + sum(la.bytes_after for la in report.layers)
+    text = (
+        f"factor_bits: {len(wide)} of {len(wide) + len(report.layers)} targeted weights stay dense, in their own type, "
+        f"and take {format_bytes(kept)} of the {format_bytes(whole)} of all of them"
+    )
+    assert [note for note in report.notes if note.startswith("factor_bits: ")] == ([] if bits is None else [text])
+    assert any("param_ratio counts numbers, not bytes" in note for note in report.notes) is (bits is not None)
+    none_left = compress(tmp_path / "source", tmp_path / "small", param_ratio=0.4, factor_bits=bits)
+    assert not any(note.startswith("factor_bits: ") for note in none_left.notes)
 
 
 def test_fewer_bits_buy_more_of_a_budget_of_bytes() -> None:
@@ -270,6 +289,40 @@ def test_pivots_take_fewer_bytes_for_the_same_weights(bert: Path, tmp_path: Path
                 assert item.error == pytest.approx(errors[item.name], rel=1e-4 if dtype == "float32" else 0.05)
         same = compress(source, tmp_path / "same", method="lowrank", param_ratio=0.6)
         assert sum(i.error for i in report.layers) < 0.97 * sum(i.error for i in same.layers)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 96), (96, 40), (9, 5), (3, 2), (2, 2)])
+@pytest.mark.parametrize(("dtype", "width"), [("F32", 32), ("BF16", 16), ("F64", 64)])
+def test_pivots_count_their_bits_at_break_even(shape: tuple[int, int], dtype: str, width: int) -> None:
+    method, item = tc.PivotMethod(), layer("a", shape)
+    item = dataclasses.replace(item, info=dataclasses.replace(item.info, dtype=dtype))
+    smaller = [
+        rank
+        for rank in range(1, min(shape) + 1)
+        if rank * (sum(shape) - rank) + math.ceil(8 * math.ceil(shape[0] / 8) / width) < math.prod(shape)
+    ]
+    assert len(method.menu(item, None).costs) == len(smaller) + 1
+    even = method.break_even(shape)
+    assert even in {0, *smaller}
+    if width == 16:
+        assert even == len(smaller)
+
+
+@pytest.mark.parametrize("rank", [63, 64, 100])
+def test_a_rank_that_pivots_cannot_store_smaller_is_told(rank: int) -> None:
+    layers = [layer("a", (64, 64)), layer("b", (64, 64))]
+    found = tc.PivotMethod(allocation="uniform", rank_pattern={"a": rank}).allocate(layers, 0.8, {})
+    assert found.dense == {"a": f"rank {rank} of rank_pattern is past break-even (62)"}
+    kept = tc.PivotMethod(allocation="uniform", rank_pattern={"a": 62}).allocate(layers, 0.8, {})
+    assert kept.ranks["a"] == 62
+
+
+def test_pivots_refuse_what_is_not_finite() -> None:
+    made = tensorfact.torch.PivotLowRankLinear(12, 10, rank=4)
+    up, down = torch.ones(10, 4), torch.ones(4, 12)
+    for name, bad in (("up", up.index_fill(0, torch.tensor(3), torch.nan)), ("down", down * torch.inf)):
+        with pytest.raises(ValueError, match=f"{name} must be finite, got NaN or infinity"):
+            made.store(**{"up": up, "down": down, name: bad})
 
 
 def test_pivots_refuse_few_bits() -> None:

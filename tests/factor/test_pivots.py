@@ -54,6 +54,15 @@ def test_a_matrix_on_which_pivoted_qr_alone_grows():
     np.testing.assert_allclose(first @ second, left @ right, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("which", [0, 1])
+def test_numbers_must_be_finite(bad, which):
+    parts = factors(20, 10, 5)
+    parts[which][3, 2] = bad
+    with pytest.raises(ValueError, match=f"{('left', 'right')[which]} must be finite, got NaN or infinity"):
+        pack_pivots(*parts)
+
+
 def test_a_damaged_mask_is_named():
     bits, head, follow = pack_pivots(*factors(20, 10, 5))
     with pytest.raises(ValueError, match="pivots must be 5 rows, got 0"):

@@ -92,6 +92,45 @@ def test_a_searched_scale_is_not_worse_than_the_one_that_reaches_all(bits):
         assert ours.sum() < 0.95 * theirs.sum()
 
 
+@pytest.mark.parametrize("bits", BITS)
+def test_a_symmetric_group_fits_at_both_ends(bits):
+    high = (1 << (bits - 1)) - 1
+    values = np.outer([0.375, 3.0], np.arange(-high, high + 1)[:GROUP])
+    values[:, -1] = -values[:, 0]
+    np.testing.assert_array_equal(dequantize(*quantize(values, bits)), values)
+    short = np.random.default_rng(4).standard_normal((500, 8))
+    codes, scale = quantize(short, bits)
+    lost = ((dequantize(codes, scale) - short) ** 2).sum(-1)
+    step = round_scale(np.abs(short).max(-1, keepdims=True) / high).astype(np.float64)
+    plain = ((np.clip(np.rint(short / step), -high - 1, high) * step - short) ** 2).sum(-1)
+    assert (lost <= plain * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("size", [1e-33, 1e-30, 1e-23, 1e10, 1e19, 1e30, 1e37, 3e38])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_codes_do_not_depend_on_the_size(bits, size):
+    values = np.random.default_rng(5).standard_normal((20, 70))
+    values /= np.abs(values).max()
+    power = np.exp2(np.floor(np.log2(size)))
+    codes, scale = quantize(values.astype(np.float32), bits)
+    found, step = quantize(values.astype(np.float32) * np.float32(power), bits)
+    np.testing.assert_array_equal(found, codes)
+    np.testing.assert_array_equal(step, scale * np.float32(power))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.finfo(np.float32).max, 1e39, 1e300, 1e-41, 1e-300])
+@pytest.mark.parametrize("bits", BITS)
+def test_numbers_without_a_scale_stay_finite(bits, value):
+    values = np.array([[1.0, -1.0, 0.5], [-1.0, 0.25, 0.0]]) * value
+    codes, scale = quantize(values, bits)
+    half = 1 << (bits - 1)
+    assert np.isfinite(scale * np.float32(-half)).all()
+    found = dequantize(codes, scale)
+    assert np.isfinite(found).all()
+    assert (np.abs(found - values) <= np.abs(values) * (1 + 1e-6)).all()
+
+
 def test_more_bits_lose_less():
     values = np.random.default_rng(2).standard_normal((50, 128))
     errors = [np.linalg.norm(dequantize(*quantize(values, bits)) - values) for bits in BITS]

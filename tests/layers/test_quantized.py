@@ -125,6 +125,33 @@ def test_opening_and_closing_changes_nothing(bits: int) -> None:
     assert list(part.parameters()) == []
 
 
+def test_a_linear_layer_opens_with_what_it_stores() -> None:
+    layer = QuantizedLinear(70, 24, bits=4)
+    x = seeded((3, 70), dtype=torch.float32)
+    before = layer(x)
+    layer.open()
+    torch.testing.assert_close(layer(x), before, rtol=1e-4, atol=1e-5)
+    layer(x).sum().backward()
+    assert layer.latent.grad is not None
+    layer.close()
+    torch.testing.assert_close(layer(x), before, rtol=0, atol=0)
+
+
+def test_parameters_of_several_holders_stay_tied_and_keep_their_scales() -> None:
+    first, second = (QuantizedTensor((13, 70), 4, shared=True) for _ in range(2))
+    first.store(seeded((13, 70)))
+    second.packed, second.scale = first.packed, first.scale
+    both, before = nn.ModuleList([first, second]), first()
+    for dtype in (torch.float16, torch.float64, torch.bfloat16, torch.float32):
+        both.to(dtype)
+        assert second.scale is first.scale
+        assert second.packed is first.packed
+        assert first.scale.dtype == torch.bfloat16
+        assert first().dtype == second().dtype == dtype
+    for part in (first, second):
+        torch.testing.assert_close(part(), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("n_in", "n_out"), [(16, 64), (64, 16), (24, 24)])
 @pytest.mark.parametrize("path", ["dense", "factored"])
 @pytest.mark.parametrize("bits", [8, 3])

@@ -65,6 +65,22 @@ def test_it_serves_only_what_it_can() -> None:
         torch.testing.assert_close(sparse(data(9, 24)), sparse(x.detach()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("n_in", "n_out"), [(24, 70), (70, 24), (33, 33)])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_a_bias_that_is_trained_alone_gets_its_gradient(n_in: int, n_out: int, bits: int | None) -> None:
+    sparse = layer(n_in, n_out, bits=bits)
+    for part in sparse.parameters():
+        if part.is_floating_point():
+            part.requires_grad_(part is sparse.bias)
+    assert sparse.plan(9) == "sparse"
+    x, slope = data(9, n_in), data(9, n_out)
+    out = sparse(x)
+    with torch.no_grad():
+        torch.testing.assert_close(out, sparse(x))
+    (out * slope).sum().backward()
+    torch.testing.assert_close(sparse.bias.grad, slope.sum(0))
+
+
 def test_nothing_stale_is_used() -> None:
     sparse = layer(24, 70).requires_grad_(False)
     x = data(9, 24)

@@ -17,7 +17,7 @@ def plan_arguments(command: argparse.ArgumentParser) -> None:
         type=float,
         required=True,
         metavar="R",
-        help="share of the targeted parameters that stays, in (0, 1]",
+        help="share of the targeted parameters that stays, in (0, 1]; fips and quantize count bytes",
     )
     command.add_argument("--method", default="lowrank", help=f"one of {', '.join(methods())} (default: lowrank)")
     command.add_argument(
@@ -40,7 +40,11 @@ def plan_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--rank-multiple", type=int, metavar="N", help="ranks are multiples of N (default: 8)")
     command.add_argument(
-        "--factor-bits", type=int, metavar="N", help="bits of a number of the factors, 2 to 8 (default: as the weights)"
+        "--factor-bits",
+        type=int,
+        metavar="N",
+        help="bits of a number of the factors, 2 to 8 (default: as the weights); for lowrank the ratio still counts "
+        "numbers, and weights left dense keep their type",
     )
     command.add_argument(
         "--option",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from tensorfact.compress._grouping import format_bytes
 from tensorfact.compress._units import Trainer
 from tensorfact.factor._quantized import (
     check_bits,
@@ -21,9 +22,18 @@ from tensorfact.factor._quantized import (
 
 if TYPE_CHECKING:
     from tensorfact.compress._method import Arrays
+    from tensorfact.compress.records import DenseRecord, LayerRecord
     from tensorfact.torch._quantized import QuantizedTensor
 
-__all__ = ["FewBitsTrainer", "check_factor_bits", "packed_arrays", "packed_layout", "packed_types", "unpacked"]
+__all__ = [
+    "FewBitsTrainer",
+    "check_factor_bits",
+    "packed_arrays",
+    "packed_layout",
+    "packed_types",
+    "unpacked",
+    "wide_note",
+]
 
 
 def check_factor_bits(bits: object) -> None:
@@ -52,6 +62,18 @@ def unpacked(arrays: Mapping[str, npt.NDArray[Any]], name: str, bits: int, count
     """Return the numbers (count, ...) that the arrays of one factor stand for, float32."""
     packed, scale = arrays[f"{name}.packed"], np.asarray(arrays[f"{name}.scale"], dtype=np.float32)
     return dequantize(unpack_codes(packed, bits, count), scale)
+
+
+def wide_note(bits: int | None, layers: Sequence[LayerRecord], dense: Sequence[DenseRecord]) -> tuple[str, ...]:
+    """Say which bytes few bits do not reach, where they were asked for and targeted weights stay dense."""
+    wide = [record.bytes for record in dense if record.targeted]
+    if bits is None or not wide:
+        return ()
+    whole = sum(wide) + sum(record.bytes_after for record in layers)
+    return (
+        f"factor_bits: {len(wide)} of {len(wide) + len(layers)} targeted weights stay dense, in their own type, and "
+        f"take {format_bytes(sum(wide))} of the {format_bytes(whole)} of all of them",
+    )
 
 
 class FewBitsTrainer(Trainer):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from tensorfact import kernels
 from tensorfact.compress import _store
+from tensorfact.compress._few_bits import wide_note
 from tensorfact.compress._method import Allocation, Layer, Method, create, reading_options
 from tensorfact.compress._progress import ProgressCallback, steps
 from tensorfact.compress._types import FLOAT_TYPES
@@ -223,6 +224,7 @@ class Job:
         saved_bytes = sum(record.bytes_before - record.bytes_after for record in replaced)
         before = sum(layer.size for layer in self.plan.layers)
         gone, gone_bytes = (sum(getattr(info, key) for info in self.dropped) for key in ("size", "nbytes"))
+        told = wide_note(getattr(self.method, "factor_bits", None), replaced, dense)
         return Report(
             method=self.method.name,
             options={**_store.options(self.method), "rng": self.seed},
@@ -241,7 +243,7 @@ class Job:
             dense=tuple(dense),
             seconds=dict(self.seconds),
             executor=executor,
-            notes=(*self.notes, *_kernel_note()),
+            notes=(*self.notes, *told, *_kernel_note()),
             versions=_store.versions(),
             dry_run=out is None,
             calibration=self.calibration,

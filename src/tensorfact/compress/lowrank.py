@@ -62,7 +62,9 @@ class LowRankMethod(BudgetOptions):
         With calibration data, share the budget by what is lost of the outputs, and lose least of those; false does
         both for the weights themselves, and leaves the data to the refinement.
     factor_bits : int, optional
-        Store the factors in so many bits a number, 2 to 8. The budget counts numbers whatever their bits.
+        Store the factors in so many bits a number, 2 to 8. The budget counts numbers, not bytes: a ratio means the same
+        ranks with any bits, and a weight that stays dense counts as many numbers as before but keeps the bytes of its
+        own type. For a share of bytes take a smaller ratio, and look at the bytes of the report.
     """
 
     name: ClassVar[str] = "lowrank"
@@ -101,7 +103,10 @@ class LowRankMethod(BudgetOptions):
         """Say how bits are counted where there are few."""
         if self.factor_bits is None:
             return ""
-        return f"lowrank: factors of {self.factor_bits} bits a number; parameters count them, bytes their scales, too"
+        return (
+            f"lowrank: factors of {self.factor_bits} bits a number; param_ratio counts numbers, not bytes; bytes "
+            "include scales"
+        )
 
     def parameters(self, shape: tuple[int, int], rank: Rank, /) -> int | None:
         """Return the numbers of both factors."""
@@ -305,8 +310,8 @@ class LowRankMethod(BudgetOptions):
 
     def menu(self, layer: Layer, analysis: npt.NDArray[np.float64] | None) -> Menu:
         """Return the ranks below break-even as levels."""
-        most = self.break_even(layer.shape)
-        costs = np.array([self.cost(layer, rank) for rank in range(most + 1)], dtype=np.int64)
+        costs = np.array([self.cost(layer, rank) for rank in range(min(layer.shape) + 1)], dtype=np.int64)
+        costs = costs[: np.searchsorted(costs, layer.size)]
         if analysis is None:
             return Menu(costs, np.empty(0))
         energy = np.concatenate([[0.0], np.cumsum(analysis**2)])

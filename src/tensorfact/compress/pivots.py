@@ -54,13 +54,22 @@ class PivotMethod(LowRankMethod):
         """Return None: the bits of the pivots count, too."""
 
     def break_even(self, shape: tuple[int, int], /) -> int:
-        """Return the largest rank that takes fewer numbers than the matrix."""
-        return min(shape) - 1
+        """Return the largest rank that takes fewer numbers than the matrix; the bits count as of a 16-bit type.
+
+        `menu` counts in the weight's own type: with a wider one the rank may be larger, by a few.
+        """
+        costs = (self._numbers(shape, rank, 16) for rank in range(min(shape), 0, -1))
+        return next((min(shape) - i for i, cost in enumerate(costs) if cost < shape[0] * shape[1]), 0)
 
     def cost(self, layer: Layer, rank: int) -> int:
         """Return the numbers of both arrays, and what the bits take in numbers of the weight's type."""
-        bits = 8 * ((layer.shape[0] + 7) // 8)
-        return pivot_numbers(layer.shape, rank) + -(-bits // BITS[layer.info.dtype]) if rank else 0
+        return self._numbers(layer.shape, rank, BITS[layer.info.dtype])
+
+    def _numbers(self, shape: tuple[int, int], rank: int, width: int) -> int:
+        if not rank:
+            return 0
+        # beyond the full rank the formula would fall again
+        return pivot_numbers(shape, min(rank, *shape)) + -(-8 * ((shape[0] + 7) // 8) // width)
 
     def layout(self, shape: tuple[int, int], rank: Rank, /) -> dict[str, tuple[int, ...]]:
         """Return the shapes of ``head.weight``, ``follow.weight`` and ``pivots``."""

@@ -86,7 +86,9 @@ def compress(
         Ranks are multiples of it (8); less for small matrices.
     factor_bits : int, optional
         Store factors in so many bits a number, 2 to 8, of the methods that can do so (``"lowrank"``, ``"fips"``);
-        refinement trains them as they are rounded. None stores them in the type of the weights.
+        refinement trains them as they are rounded. None stores them in the type of the weights. `param_ratio` still
+        counts numbers for ``"lowrank"``, and bytes for ``"fips"`` and ``"quantize"``. Targeted weights that stay dense
+        keep their type, and a note of the report tells their bytes.
     options : dict, optional
         Further options of the method by name.
     calibration : path, texts, tensors, iterable of batches or Calibration, optional

@@ -31,7 +31,15 @@ def pack_pivots(
     """Bits of the pivot rows (ceil(m / 8),), B (r, n) and C (m - r, r) of ``left @ right``, (m, r) by (r, n).
 
     Computed in float64; the results have the type of `right`. Cost: O(m r^2) and O(m r) a swap.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite.
     """
+    for name, part in (("left", left), ("right", right)):
+        if not np.isfinite(part).all():
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
     m, rank = left.shape
     wide = left.astype(np.float64)
     # an orthonormal basis spans the same rows, and is as well conditioned as can be

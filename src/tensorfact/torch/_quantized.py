@@ -92,8 +92,10 @@ class QuantizedTensor(nn.Module):
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=before.device)).dtype
         if self.scale.dtype != before.dtype:  # the numbers change their type, not the scales
             kept = before.to(self.scale.device)
-            shared = isinstance(self.scale, nn.Parameter)
-            self.scale = nn.Parameter(kept, requires_grad=False) if shared else kept
+            if isinstance(self.scale, nn.Parameter):
+                self.scale.data = kept  # other modules may hold the same parameter
+            else:
+                self.scale = kept
         return self
 
     def parts(self) -> list[Tensor]:
@@ -103,6 +105,9 @@ class QuantizedTensor(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the numbers; differentiable while it is open."""
+        return self._unpacked()
+
+    def _unpacked(self) -> Tensor:
         if self.latent is not None and self.log_scale is not None:
             return self._rounded(self.latent, self.log_scale)
         codes = unpack(self.packed, self.bits, self.shape[0])
@@ -128,7 +133,7 @@ class QuantizedTensor(nn.Module):
     @torch.no_grad()
     def open(self, latent: Tensor | None = None) -> None:
         """Go on with floating numbers that are rounded at every call: `latent`, or those that are stored."""
-        values = self() if latent is None else latent
+        values = self._unpacked() if latent is None else latent
         if tuple(values.shape) != tuple(self.shape):
             raise ValueError(f"latent must be of shape {tuple(self.shape)}, got {tuple(values.shape)}")
         self.latent = nn.Parameter(values.detach().to(device=self.device, dtype=self.dtype, copy=True))

@@ -123,6 +123,9 @@ class PivotLowRankLinear(nn.Module):
         """Take the product of two factors (out_features, rank) and (rank, in_features)."""
         if tuple(up.shape) != (self.out_features, self.rank) or tuple(down.shape) != (self.rank, self.in_features):
             raise ValueError(f"up and down must have rank {self.rank}, got {tuple(up.shape)} and {tuple(down.shape)}")
+        for name, part in (("up", up), ("down", down)):
+            if not bool(part.isfinite().all()):
+                raise ValueError(f"{name} must be finite, got NaN or infinity")
         bits, head, follow = pack_pivots(up.detach().double().cpu().numpy(), down.detach().double().cpu().numpy())
         self.pivots.copy_(torch.from_numpy(bits))
         self.head.weight.copy_(torch.from_numpy(head))

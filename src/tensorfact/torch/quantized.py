@@ -78,9 +78,6 @@ class QuantizedLinear(QuantizedTensor):
         keep = not self.training and self.latent is None and not untrackable() and self._dense.usable(parts)
         return self._dense.get(parts, self._unpacked) if keep else self._unpacked()
 
-    def _unpacked(self) -> Tensor:
-        return QuantizedTensor.forward(self)
-
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the tensor alone takes no input
         """Map (..., in_features) to (..., out_features)."""
         return nn.functional.linear(x, self.weight, self.bias)

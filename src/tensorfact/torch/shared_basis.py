@@ -64,7 +64,8 @@ class SharedBasisLinear(nn.Module):
     dict.
 
     With `bits`, ``basis`` and ``values`` are modules, and the keys ``basis.packed``, ``basis.scale``,
-    ``values.packed`` and ``values.scale`` of them.
+    ``values.packed`` and ``values.scale`` of them. Those of the basis are parameters, since only parameters are tied:
+    freeze and thaw parts, for ``requires_grad_(True)`` of the layer or of a model that holds it fails at the integers.
 
     In training the values move and the mask stays; `CodeTrainer` trains dense codes under a mask that is pruned on the
     way. In evaluation mode without gradients, the weight that was multiplied out is kept until a part of it changes.
@@ -255,7 +256,10 @@ class SharedBasisLinear(nn.Module):
 
         plan, basis = self._packed.get(parts, packed), numbers_of(self.basis)
         if self.transposed:
-            return apply_codes(nn.functional.linear(x, basis.T), plan, self.bias)
+            product = nn.functional.linear(x, basis.T)
+            if self.bias is not None and self.bias.requires_grad and torch.is_grad_enabled():
+                return apply_codes(product, plan) + self.bias  # the kernel would drop its gradient
+            return apply_codes(product, plan, self.bias)
         return nn.functional.linear(apply_codes(x, plan), basis, self.bias)
 
     def _sparse(self, rows: int) -> bool:
