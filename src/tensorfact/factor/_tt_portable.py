@@ -64,7 +64,10 @@ class DeviceTensor:
         """Gram matrix (width, width) in double precision; None for narrower types, whose sums libraries round."""
         if self.eps > 1e-10:
             return None
-        return sum(self.ops.to_numpy(self.ops.matmul(self.ops.adjoint(y), y)) for _, y in self._pieces(group))
+        g: Any = 0.0
+        for _, piece in self._pieces(group):
+            g = g + self.ops.to_numpy(self.ops.matmul(self.ops.adjoint(piece), piece))
+        return np.asarray(g)
 
     def triangle(self, group: int) -> np.ndarray:
         """Triangular factor (width, width) by QR of one block of rows after the other."""

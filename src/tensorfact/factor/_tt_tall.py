@@ -92,9 +92,12 @@ class HostTensor:
             z, norm2 = z + part, norm2 + sum2
         return z, norm2
 
-    def gram(self, group: int) -> np.ndarray | None:
+    def gram(self, group: int) -> np.ndarray:
         """Gram matrix (width, width) of the unfolding in double precision: one read."""
-        return sum(kernels.tall_gram(piece, workers=self.workers) for _, piece in self.pieces(group))
+        g: Any = 0.0
+        for _, piece in self.pieces(group):
+            g = g + kernels.tall_gram(piece, workers=self.workers)
+        return np.asarray(g)
 
     def triangle(self, group: int) -> np.ndarray:
         """Triangular factor (width, width) of the unfolding: one read."""
