@@ -151,7 +151,8 @@ def _solve(problem: Problem, gram: Array, target: Array, before: Array) -> Array
 def _any_solve(system: Array, target: Array) -> Array:
     """The same without a Cholesky factor, which rounding or numbers that are not finite can take away."""
     try:
-        return np.linalg.solve(system, target)
+        found: Array = np.linalg.solve(system, target).astype(np.float64, copy=False)
+        return found
     except np.linalg.LinAlgError:
         flat = zip(system.reshape(-1, *system.shape[-2:]), target.reshape(-1, *target.shape[-2:]), strict=True)
         return np.stack([np.linalg.lstsq(a, b, rcond=None)[0] for a, b in flat]).reshape(target.shape)
