@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tensorfact import kernels
 from tensorfact.factor._jacobian import Jacobian
 from tensorfact.factor.knots import clamped_knots, quantile_knots
+from tensorfact.kernels._dispatch import checked_threads
+from tensorfact.kernels._spline_bodies import _spline_gram, _spline_values
 
-__all__ = ["Branches", "Problem", "alive_range", "centred", "uniform_range", "values"]
+__all__ = [
+    "Branches",
+    "Problem",
+    "alive_range",
+    "centred",
+    "data_knots",
+    "normal_equations",
+    "uniform_range",
+    "values",
+]
 
 Array = NDArray[np.float64]
 
@@ -73,10 +84,21 @@ class Branches:
 
 
 def values(problem: Problem, z: Array, knots: Array, c: Array, nu: int) -> Array:
-    """Splines or derivatives at z (..., N), any leading axes."""
-    flat = [a.reshape(-1, a.shape[-1]) for a in (z, knots, c)]
-    found: Array = kernels.spline_values(flat[0], flat[1], problem.degree, flat[2], nu).reshape(z.shape)
-    return found
+    """Splines or derivatives at finite z (..., N), any leading axes, on knots from `data_knots`: not checked again."""
+    out = np.empty(z.shape)
+    points, t, flat = (a.reshape(-1, a.shape[-1]) for a in (z, knots, np.ascontiguousarray(c)))
+    _spline_values(points, t, problem.degree, nu, False, flat, out.reshape(points.shape), checked_threads(None))
+    return out
+
+
+def normal_equations(problem: Problem, z: Array, knots: Array, y: Array, nu: int) -> tuple[Array, Array]:
+    """As `kernels.spline_gram` of the same arguments, leading axes in one, for knots from `data_knots`."""
+    points, t, target = (np.ascontiguousarray(a).reshape(-1, a.shape[-1]) for a in (z, knots, y))
+    r, order = t.shape[0], problem.degree + 1
+    band, rhs = np.empty((r * problem.n_basis, order)), np.empty((r, problem.n_basis))
+    weights = np.empty((0, points.shape[1]))
+    _spline_gram(points, t, problem.degree, nu, False, weights, target, band, rhs, checked_threads(None))
+    return band.reshape(r, problem.n_basis, order), rhs
 
 
 def centred(a: Array) -> Array:
@@ -91,26 +113,40 @@ def alive_range(z: Array, scale: float) -> NDArray[np.bool_]:
     return alive
 
 
-def data_knots(problem: Problem, z: Array, alive: NDArray[np.bool_]) -> Array:
-    """Knots that follow z, one row a branch; dead branches get those of the unit interval."""
-    rows = np.empty((*z.shape[:-1], problem.n_basis + problem.degree + 1))
-    share = np.linspace(0, 1, problem.n_basis - problem.degree + 1)
-    ordered = np.sort(z, axis=-1)
-    at = share * (problem.count - 1)
-    below = np.minimum(at.astype(np.int64), problem.count - 2)
-    part = at - below
-    lo, hi = ordered[..., :1], ordered[..., -1:]
-    quantiles = (1 - part) * ordered[..., below] + part * ordered[..., below + 1]
-    breaks = problem.blend * quantiles + (1 - problem.blend) * (lo + share * (hi - lo))
-    breaks[..., :1], breaks[..., -1:] = lo, hi
+def data_knots(problem: Problem, z: Array, least: float) -> tuple[Array, NDArray[np.bool_]]:
+    """Knots that follow z, one row a branch, and which branches are alive: z spreads over more than `least`.
+
+    Dead branches get the knots of the unit interval.
+    """
     p = problem.degree
-    rows[..., p : rows.shape[-1] - p] = breaks
-    rows[..., :p], rows[..., rows.shape[-1] - p :] = breaks[..., :1], breaks[..., -1:]
-    tied = alive & (np.diff(breaks, axis=-1).min(axis=-1) <= 1e-8 * (hi - lo)[..., 0])
-    for i in zip(*np.nonzero(tied), strict=True):  # rare: data with many equal values
-        rows[i] = quantile_knots(z[i], problem.n_basis, p, blend=problem.blend)
-    rows[~alive] = clamped_knots(0.0, 1.0, problem.n_basis, p)
-    return rows
+    rows = np.empty((*z.shape[:-1], problem.n_basis + p + 1))
+    share, below, part = _places(problem.count, problem.n_basis - p + 1)
+    ordered = np.sort(z, axis=-1)
+    lo, hi = ordered[..., :1], ordered[..., -1:]
+    spread = hi - lo
+    alive: NDArray[np.bool_] = (spread[..., 0] > least) & (spread[..., 0] < np.inf)
+    breaks = rows[..., p : rows.shape[-1] - p]
+    breaks[...] = (1 - part) * ordered[..., below] + part * ordered[..., below + 1]
+    if problem.blend < 1:
+        breaks *= problem.blend
+        breaks += (1 - problem.blend) * (lo + share * spread)
+    rows[..., : p + 1], rows[..., -p - 1 :] = lo, hi
+    tied = alive & ((breaks[..., 1:] - breaks[..., :-1]).min(axis=-1) <= 1e-8 * spread[..., 0])
+    if tied.any():
+        for i in zip(*np.nonzero(tied), strict=True):  # rare: data with many equal values
+            rows[i] = quantile_knots(z[i], problem.n_basis, p, blend=problem.blend)
+    if not alive.all():
+        rows[~alive] = clamped_knots(0.0, 1.0, problem.n_basis, p)
+    return rows, alive
+
+
+@lru_cache(maxsize=8)
+def _places(count: int, breaks: int) -> tuple[Array, NDArray[np.int64], Array]:
+    """Shares of the breaks, and where these quantiles lie among `count` sorted numbers: index below, and part."""
+    share = np.linspace(0, 1, breaks)
+    at = share * (count - 1)
+    below = np.minimum(at.astype(np.int64), count - 2)
+    return share, below, at - below
 
 
 def uniform_range(problem: Problem, z: Array, margin: float = 0.1) -> Array:

@@ -163,10 +163,8 @@ def _pencil(problem: Problem, rng: np.random.Generator) -> tuple[Array, Array, A
     """Factors of two random combinations of the Jacobians (Jennrich): exact without noise, else a start."""
     r, m = problem.rank, problem.x.shape[1]
     eye = np.eye(m)
-    projected = problem.jac.project(eye)
-    first, second = (
-        problem.jac.outputs(projected, np.tile(rng.standard_normal(problem.count), (m, 1))).T for _ in range(2)
-    )
+    summed = problem.jac.summed(rng.standard_normal((2, problem.count)))
+    first, second = (problem.jac.outputs(np.repeat(one[None], m, axis=0), eye).T for one in summed)
     try:
         u = np.linalg.svd(np.hstack([first, second]))[0][:, :r]
         t = np.linalg.svd(np.vstack([first, second]))[2][:r]
@@ -180,7 +178,7 @@ def _pencil(problem: Problem, rng: np.random.Generator) -> tuple[Array, Array, A
             return None
         v = v / length
         gram = (w @ w.T) * (v @ v.T)
-        by_sample = problem.jac.samples(problem.jac.project(v), w)
+        by_sample = problem.jac.samples(w, v)
         h = np.linalg.lstsq(gram, by_sample, rcond=1e-10)[0]
     except np.linalg.LinAlgError:
         return None

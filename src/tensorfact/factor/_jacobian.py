@@ -23,20 +23,20 @@ class Jacobian(Protocol):
     # Smallest relative error that `residual` can tell from zero.
     floor: float
 
-    def project(self, v: Array) -> Array:
-        """Whatever of ``J_s v_i`` the next two products can share."""
+    def summed(self, h: Array) -> Array:
+        """Whatever of ``sum_s J_s h_si`` the next two products can share."""
         ...
 
-    def outputs(self, projected: Array, h: Array) -> Array:
+    def outputs(self, summed: Array, v: Array) -> Array:
         """``sum_s J_s v_i h_si``, shape (c, n)."""
         ...
 
-    def samples(self, projected: Array, w: Array) -> Array:
-        """``w_i^T J_s v_i``, shape (c, N)."""
+    def inputs(self, summed: Array, w: Array) -> Array:
+        """``sum_s J_s^T w_i h_si``, shape (c, m)."""
         ...
 
-    def inputs(self, w: Array, h: Array) -> Array:
-        """``sum_s J_s^T w_i h_si``, shape (c, m)."""
+    def samples(self, w: Array, v: Array) -> Array:
+        """``w_i^T J_s v_i``, shape (c, N)."""
         ...
 
     def residual(self, w: Array, v: Array, h: Array) -> tuple[float, Array, Array, Array]:
@@ -45,43 +45,47 @@ class Jacobian(Protocol):
 
 
 class DenseJacobian:
-    """Jacobians in memory, (N, n, m) float64."""
+    """Jacobians in memory, (N, n, m) float64; one pass over them for `summed` and one for `samples`."""
 
     floor = 0.0
 
     def __init__(self, jac: Array) -> None:
         self.jac = np.ascontiguousarray(jac)
         self.count, self.n, self.m = jac.shape
-        self.flat = self.jac.reshape(self.count * self.n, self.m)
+        self.flat = self.jac.reshape(self.count, self.n * self.m)
         self.norm2 = float(np.vdot(self.jac, self.jac))
 
-    def project(self, v: Array) -> Array:
-        """``J_s v_i`` as (c, N, n)."""
-        return (v @ self.flat.T).reshape(v.shape[0], self.count, self.n)
+    def summed(self, h: Array) -> Array:
+        """``sum_s J_s h_si`` as (c, n, m)."""
+        return (h @ self.flat).reshape(-1, self.n, self.m)
 
-    def outputs(self, projected: Array, h: Array) -> Array:
+    def outputs(self, summed: Array, v: Array) -> Array:
         """See `Jacobian`."""
-        found: Array = np.matmul(h[:, None, :], projected)[:, 0]
+        found: Array = np.matmul(summed, v[:, :, None])[:, :, 0]
         return found
 
-    def samples(self, projected: Array, w: Array) -> Array:
+    def inputs(self, summed: Array, w: Array) -> Array:
         """See `Jacobian`."""
-        found: Array = np.matmul(projected, w[:, :, None])[:, :, 0]
+        found: Array = np.matmul(w[:, None, :], summed)[:, 0]
         return found
 
-    def inputs(self, w: Array, h: Array) -> Array:
+    def samples(self, w: Array, v: Array) -> Array:
         """See `Jacobian`."""
-        pairs = h[:, :, None] * w[:, None, :]  # as small as the smaller passes over the Jacobians allow
-        return pairs.reshape(w.shape[0], -1) @ self.flat
+        return _pairs(w, v) @ self.flat.T
 
     def residual(self, w: Array, v: Array, h: Array) -> tuple[float, Array, Array, Array]:
         """See `Jacobian`. The entries are formed, so that errors down to round-off are right."""
-        pairs = (h[:, :, None] * w[:, None, :]).reshape(w.shape[0], -1)
-        error = pairs.T @ v
+        pairs = _pairs(w, v)
+        error = h.T @ pairs
         error -= self.flat
-        projected = (v @ error.T).reshape(v.shape[0], self.count, self.n)
-        by_input = pairs @ error
-        return float(np.vdot(error, error)), self.outputs(projected, h), by_input, self.samples(projected, w)
+        summed = (h @ error).reshape(-1, self.n, self.m)
+        return float(np.vdot(error, error)), self.outputs(summed, v), self.inputs(summed, w), pairs @ error.T
+
+
+def _pairs(w: Array, v: Array) -> Array:
+    """``w_i o v_i``, one row a branch."""
+    found: Array = (w[:, :, None] * v[:, None, :]).reshape(w.shape[0], -1)
+    return found
 
 
 class MLPJacobian:
@@ -107,26 +111,26 @@ class MLPJacobian:
         total *= slopes.T @ slopes
         self.norm2 = float(total.sum())
 
-    def project(self, v: Array) -> Array:
-        """``W1 v_i`` as (c, h)."""
-        return v @ self.w1.T
+    def summed(self, h: Array) -> Array:
+        """``sum_s h_si s_s`` as (c, h)."""
+        return h @ self.slopes
 
-    def outputs(self, projected: Array, h: Array) -> Array:
+    def outputs(self, summed: Array, v: Array) -> Array:
         """See `Jacobian`."""
-        return ((h @ self.slopes) * projected) @ self.w2.T
+        return (summed * (v @ self.w1.T)) @ self.w2.T
 
-    def samples(self, projected: Array, w: Array) -> Array:
+    def inputs(self, summed: Array, w: Array) -> Array:
         """See `Jacobian`."""
-        return ((w @ self.w2) * projected) @ self.slopes.T
+        return ((w @ self.w2) * summed) @ self.w1
 
-    def inputs(self, w: Array, h: Array) -> Array:
+    def samples(self, w: Array, v: Array) -> Array:
         """See `Jacobian`."""
-        return ((w @ self.w2) * (h @ self.slopes)) @ self.w1
+        return ((w @ self.w2) * (v @ self.w1.T)) @ self.slopes.T
 
     def residual(self, w: Array, v: Array, h: Array) -> tuple[float, Array, Array, Array]:
         """See `Jacobian`."""
-        projected = self.project(v)
-        by_output, by_sample, by_input = self.outputs(projected, h), self.samples(projected, w), self.inputs(w, h)
+        summed = self.summed(h)
+        by_output, by_input, by_sample = self.outputs(summed, v), self.inputs(summed, w), self.samples(w, v)
         ww, vv, hh = w @ w.T, v @ v.T, h @ h.T
         norm2 = self.norm2 - 2 * float(np.vdot(w, by_output)) + float(np.sum(ww * vv * hh))
         return (
