@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench import timing
-from bench.fips import page
+from bench.fips import page, plot
 from bench.fips.arms import MAIN
 
 __all__ = ["calibration", "fips", "sparse"]
@@ -43,7 +43,8 @@ def fips() -> str:
     result = timing.load("fips")
     names = page.models(result)
     encoder = page.rows_of(result, "all-MiniLM-L6-v2")
-    others = [name for name in names if name != encoder.subject.name]
+    compared = [name for name in names if len(result["models"][name]["rows"]) >= plot.COMPARED]
+    others = [name for name in compared if name != encoder.subject.name]
     steps = ", ".join(map(str, page.steps_of(result)))
     lines = [
         f"STS-B test Spearman, dense {encoder.dense:.2f}, by the share of the bytes of the MLPs:",

@@ -10,6 +10,7 @@ from bench.fips.arms import FEW, FULL
 from bench.fips.subjects import SUBJECTS
 from bench.fips.verdicts import Rows
 
+COMPARED = 4  # rows of a model, from which on there is something to see
 STYLE = {  # arm without refinement: colour, marker
     "SVD": ("#888888", "v"),
     "whitened SVD": ("#e0a100", "^"),
@@ -24,7 +25,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [name for name in SUBJECTS if result["models"].get(name, {}).get("rows")]
+    names = [name for name in SUBJECTS if len(result["models"].get(name, {}).get("rows", ())) >= COMPARED]
     columns = min(3, max(1, len(names)))
     lines = -(-max(1, len(names)) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.4 * lines + 0.7), dpi=130, layout="constrained")
